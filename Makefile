@@ -1,0 +1,48 @@
+# Run `make` alone to see what there is.
+
+MINORS  ?= 2.2 2.3 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7
+BIN     ?= bin
+ETCDS   := $(BIN)/etcd
+VERSION ?= $(shell sed -n 's/^const version = "\(.*\)"/\1/p' cmd/etcd-migrate/main.go)
+
+# The race detector needs a C compiler; without one the tests run without it, and say so.
+RACE := $(if $(shell command -v $(firstword $(shell go env CC))),-race)
+
+TOOL := go tool -modfile=.tools/go.mod
+
+.DEFAULT_GOAL := help
+.PHONY: help build binaries demo test lint vuln bench fuzz clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  MINORS="3.4 3.5 3.6" cuts `make binaries` short; the default is all from 2.2 to 3.7.'
+
+build: ## build bin/etcd-migrate
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w -buildid=' -o $(BIN)/etcd-migrate ./cmd/etcd-migrate
+
+binaries: ## build etcd, etcdctl and etcdutl of every minor into bin/etcd (about five minutes the first time)
+	@for minor in $(MINORS); do binaries/etcd/build.sh $$minor $(ETCDS) || exit; done
+
+demo: build binaries ## bring a real etcd 2.2 data dir to the newest etcd and show that nothing is lost
+	@go run ./testdata/demo $(BIN)
+
+test: build binaries ## run all tests: unit tests, and integration tests with real etcds of every minor
+	go vet ./...
+	$(if $(RACE),,@echo 'no C compiler found: the tests run without the race detector')
+	go test $(RACE) -timeout 20m ./...
+
+lint: ## run golangci-lint, pinned in .tools/go.mod
+	$(TOOL) golangci-lint run
+
+vuln: ## look for known vulnerabilities in what is linked in (asks the Go vulnerability database)
+	$(TOOL) govulncheck ./...
+
+bench: build binaries ## measure against the old way, as ratios in one run
+	ETCD_MIGRATE_BENCH=1 go test -run TestBench -count=1 -v -timeout 60m ./migrate/bench
+
+fuzz: ## fuzz every parser, FUZZTIME (default 20s) each
+	@.ci/fuzz $(or $(FUZZTIME),20s)
+
+clean: ## remove what has been built
+	rm -rf $(BIN)

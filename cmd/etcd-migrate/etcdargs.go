@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+// readEtcdSettings finds in etcd's own command line and environment what a migration has to know. It reads them as etcd
+// does (server/etcdmain/config.go): a --config-file, or ETCD_CONFIG_FILE, makes etcd ignore all other flags and
+// variables; else a flag beats its variable.
+func readEtcdSettings(args, environ []string) (etcdSettings, error) {
+	get := func(name string) string {
+		if v, ok := flagValue(args, name); ok {
+			return v
+		}
+		return envValue(environ, "ETCD_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
+	}
+	if file := get("config-file"); file != "" {
+		return readEtcdConfigFile(file)
+	}
+	s := etcdSettings{DataDir: get("data-dir"), WALDir: get("wal-dir"), Name: get("name")}
+	if q := get("quota-backend-bytes"); q != "" {
+		n, err := strconv.ParseInt(q, 0, 64)
+		if err != nil {
+			return s, fmt.Errorf("quota-backend-bytes: %w", err)
+		}
+		s.Quota = n
+	}
+	return s.withDefaults(), nil
+}
+
+func readEtcdConfigFile(path string) (etcdSettings, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return etcdSettings{}, err
+	}
+	var file struct {
+		DataDir string `json:"data-dir"`
+		WALDir  string `json:"wal-dir"`
+		Name    string `json:"name"`
+		Quota   int64  `json:"quota-backend-bytes"`
+	}
+	if err := yaml.Unmarshal(b, &file); err != nil {
+		return etcdSettings{}, fmt.Errorf("config file %s: %w", path, err)
+	}
+	return etcdSettings{DataDir: file.DataDir, WALDir: file.WALDir, Name: file.Name, Quota: file.Quota}.withDefaults(), nil
+}
+
+// withDefaults does as etcd does without a --data-dir. Without a name in the settings, the stored one is kept.
+func (s etcdSettings) withDefaults() etcdSettings {
+	if s.DataDir == "" {
+		name := s.Name
+		if name == "" {
+			name = "default"
+		}
+		s.DataDir = name + ".etcd"
+	}
+	return s
+}
+
+// flagValue looks for a flag as Go's flag package reads it: one dash or two, the value behind = or in the next argument;
+// the last one counts, and -- or the first argument that is no flag ends them.
+func flagValue(args []string, name string) (value string, found bool) {
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if len(arg) < 2 || arg[0] != '-' || arg == "--" {
+			break
+		}
+		flag, v, hasValue := strings.Cut(strings.TrimPrefix(arg[1:], "-"), "=")
+		// What follows a flag without = is its value, unless it looks like the next flag: then this one is a boolean.
+		if !hasValue && i+1 < len(args) && (flag == name || !strings.HasPrefix(args[i+1], "-")) {
+			i++
+			v = args[i]
+		}
+		if flag == name {
+			value, found = v, true
+		}
+	}
+	return value, found
+}
+
+func envValue(environ []string, name string) string {
+	value := ""
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			value = v
+		}
+	}
+	return value
+}

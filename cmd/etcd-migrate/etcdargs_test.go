@@ -1,0 +1,75 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestReadEtcdSettings(t *testing.T) {
+	config := filepath.Join(t.TempDir(), "etcd.yaml")
+	if err := os.WriteFile(config, []byte("name: from-file\ndata-dir: /file/data\nwal-dir: /file/wal\nquota-backend-bytes: 8589934592\nlog-level: debug\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		args, env []string
+		want      etcdSettings
+	}{
+		"nothing given, as etcd does": {nil, nil, etcdSettings{DataDir: "default.etcd"}},
+		"a name and no data dir":      {[]string{"--name=m1"}, nil, etcdSettings{Name: "m1", DataDir: "m1.etcd"}},
+		"flags with =": {
+			[]string{"--name=m1", "--data-dir=/data", "--wal-dir=/wal", "--quota-backend-bytes=8589934592"}, nil,
+			etcdSettings{Name: "m1", DataDir: "/data", WALDir: "/wal", Quota: 8 << 30}},
+		"flags without =, one dash": {
+			[]string{"-name", "m1", "-data-dir", "/data", "-wal-dir", "/wal"}, nil,
+			etcdSettings{Name: "m1", DataDir: "/data", WALDir: "/wal"}},
+		"booleans before and after": {
+			[]string{"--client-cert-auth", "--data-dir", "/data", "--peer-client-cert-auth", "--name", "m1"}, nil,
+			etcdSettings{Name: "m1", DataDir: "/data"}},
+		"a value that looks like ours": {
+			[]string{"--initial-cluster", "--name=x", "--data-dir=/data"}, nil, // as Go reads it, --initial-cluster's value is missing here
+			etcdSettings{Name: "x", DataDir: "/data"}},
+		"the last one counts":     {[]string{"--data-dir=/one", "--data-dir=/two"}, nil, etcdSettings{DataDir: "/two"}},
+		"a flag beats a variable": {[]string{"--data-dir=/flag"}, []string{"ETCD_DATA_DIR=/env", "ETCD_NAME=m1"}, etcdSettings{Name: "m1", DataDir: "/flag"}},
+		"variables": {
+			nil, []string{"PATH=/bin", "ETCD_DATA_DIR=/env", "ETCD_WAL_DIR=/wal", "ETCD_QUOTA_BACKEND_BYTES=100"},
+			etcdSettings{DataDir: "/env", WALDir: "/wal", Quota: 100}},
+		"a config file beats everything": {
+			[]string{"--data-dir=/flag", "--config-file", config}, []string{"ETCD_NAME=m1"},
+			etcdSettings{Name: "from-file", DataDir: "/file/data", WALDir: "/file/wal", Quota: 8 << 30}},
+		"a config file by variable": {
+			nil, []string{"ETCD_CONFIG_FILE=" + config},
+			etcdSettings{Name: "from-file", DataDir: "/file/data", WALDir: "/file/wal", Quota: 8 << 30}},
+		"similar names are others": {
+			[]string{"--data-dir-x=/no", "--experimental-data-dir", "/no", "--data-dir=/data"}, []string{"ETCD_DATA_DIRX=/no"},
+			etcdSettings{DataDir: "/data"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := readEtcdSettings(tc.args, tc.env)
+			if err != nil || got != tc.want {
+				t.Errorf("got %+v, %v; want %+v", got, err, tc.want)
+			}
+		})
+	}
+	for name, args := range map[string][]string{
+		"quota":        {"--quota-backend-bytes=lots"},
+		"no file":      {"--config-file=/does/not/exist"},
+		"not a config": {"--config-file", t.TempDir()},
+	} {
+		if _, err := readEtcdSettings(args, nil); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func FuzzFlagValue(f *testing.F) {
+	f.Add("--data-dir=/x --name m1", "data-dir")
+	f.Add("-a -b -- --data-dir=/x", "data-dir")
+	f.Fuzz(func(t *testing.T, line, name string) {
+		args := strings.Fields(line)
+		if v, ok := flagValue(args, name); ok && v != "" && !strings.Contains(line, v) {
+			t.Fatalf("%q gives %s=%q", line, name, v)
+		}
+	})
+}

@@ -1,0 +1,147 @@
+// Command etcd-migrate brings an etcd data dir to the version of the etcd that is to run on it, and then becomes that
+// etcd. It is made to be the entrypoint of the container that runs etcd.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// version is the release of etcd-migrate itself.
+const version = "0.1.0"
+
+// cli is the command line: a struct per command, each in its own file.
+type cli struct {
+	Run     runCmd           `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
+	Migrate migrateCmd       `cmd:"" help:"Migrate a data dir, and start nothing afterwards."`
+	Plan    planCmd          `cmd:"" help:"Show what migrate would do. Changes nothing."`
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+const description = `Brings an etcd data dir to any later etcd version, one minor at a time, and never loses a key.
+
+Exit codes:
+  0       done, or nothing to do
+  1       a step failed: the data is as the last finished step left it, and the same command goes on from there
+  2       the command line is wrong
+  3       refused before anything was changed: the message says what to put right
+  4       another process holds the data dir: nothing was changed
+  126     the etcd to become could not be executed
+  127     the etcd to become was not found
+  130,143 ended by SIGINT or SIGTERM between two changes: the same command goes on from there`
+
+func main() {
+	os.Exit(start(os.Args[1:]))
+}
+
+// start runs one command and gives the exit code.
+func start(args []string) int {
+	var c cli
+	var last versionfile.Minor
+	for _, last = range versionfile.Minors() {
+	}
+	parser := kong.Must(&c,
+		kong.Name("etcd-migrate"),
+		kong.Description(description),
+		kong.Vars{"version": version, "newest": last.String()},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.Groups{"data": "The data:", "migration": "The migration:", "output": "Output:"},
+	)
+	kctx, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "etcd-migrate: %v\nTry `etcd-migrate --help`.\n", err)
+		return exitUsage
+	}
+	ctx, stop := withSignals(context.Background())
+	defer stop()
+	kctx.BindTo(ctx, (*context.Context)(nil))
+	err = kctx.Run()
+	if err == nil {
+		return exitOK
+	}
+	var shown *shownError
+	if !errors.As(err, &shown) {
+		fmt.Fprintf(os.Stderr, "etcd-migrate: %v\n", err)
+	}
+	return exitCode(ctx, err)
+}
+
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitRefused     = 3
+	exitInUse       = 4
+	exitCannotExec  = 126
+	exitNoSuchEtcd  = 127
+	exitSignalBase  = 128
+	exitInterrupted = exitSignalBase + int(syscall.SIGTERM)
+)
+
+// exitCode is the one place that turns an error into an exit code.
+func exitCode(ctx context.Context, err error) int {
+	var usage *usageError
+	var exec *execError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &exec):
+		return exec.code()
+	}
+	switch migrate.KindOf(err) {
+	case migrate.Refused:
+		return exitRefused
+	case migrate.InUse:
+		return exitInUse
+	case migrate.Interrupted:
+		var s *signalError
+		if errors.As(context.Cause(ctx), &s) {
+			return exitSignalBase + int(s.signal)
+		}
+		return exitInterrupted
+	}
+	return exitFailed
+}
+
+// usageError is a command line that parses and makes no sense.
+type usageError struct{ error }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// shownError is an error that the user has already been told about.
+type shownError struct{ error }
+
+func (e *shownError) Unwrap() error { return e.error }
+
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ signal syscall.Signal }
+
+func (e *signalError) Error() string { return "received " + e.signal.String() }
+
+// withSignals gives a context that ends at SIGINT or SIGTERM, with the signal as its cause. A second signal changes
+// nothing: a step is never left faster than it can be left safely.
+func withSignals(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		select {
+		case s := <-ch:
+			cancel(&signalError{s.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		cancel(nil)
+	}
+}

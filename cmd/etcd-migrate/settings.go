@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate"
+)
+
+// dataFlags say where the data is. `run` has none of them: it takes them from etcd's own command line.
+type dataFlags struct {
+	DataDir string `group:"data" required:"" placeholder:"DIR" env:"DATA_DIRECTORY" help:"The member's data dir, etcd's --data-dir."`
+	WALDir  string `group:"data" name:"wal-dir" placeholder:"DIR" env:"WAL_DIRECTORY" help:"The member's WAL dir, if etcd runs with --wal-dir."`
+	Name    string `group:"data" placeholder:"NAME" env:"ETCD_NAME" help:"The member's name. Default: the one in the data."`
+}
+
+// migrationFlags say what is to be done; all commands that plan take them.
+type migrationFlags struct {
+	BinDir    string `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with etcd-<version> of every minor on the way (${default})."`
+	Storage   string `group:"migration" name:"target-storage" env:"TARGET_STORAGE" placeholder:"etcd2|etcd3" help:"Which store is to hold the keys. Default: etcd3 from 3.0 on."`
+	BackupDir string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
+	Accept    string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried from etcd2 to etcd3: v3-keys, over-quota. Without it, such data is refused."`
+
+	StepTimeout time.Duration `group:"migration" placeholder:"15m" default:"15m" env:"STEP_TIMEOUT" help:"How long one etcd may take to make its step (${default})."`
+	Quota       string        `group:"migration" name:"quota-backend-bytes" placeholder:"BYTES" env:"QUOTA_BACKEND_BYTES" help:"The quota that etcd will run with, if not its default of 2 GiB."`
+}
+
+// outputFlags say how the account of a migration looks.
+type outputFlags struct {
+	LogFormat string `group:"output" enum:"auto,terminal,json,text" default:"auto" env:"LOG_FORMAT" help:"terminal: an account for people. json, text: one structured line per event. auto: terminal if standard error is one, else json."`
+	LogLevel  string `group:"output" enum:"debug,info,warn,error" default:"info" env:"LOG_LEVEL" help:"The least level that is logged: debug, info, warn, error (${default})."`
+}
+
+// etcdSettings is what a plan has to know of the etcd that will run: from dataFlags, or from etcd's own command line.
+type etcdSettings struct {
+	DataDir string
+	WALDir  string
+	Name    string
+	Quota   int64
+}
+
+// request puts a request together. target is a minor or a release; extra is an etcd that may lie outside of the bin dir.
+func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries.Binary) (migrate.Request, error) {
+	have, err := binaries.Find(m.BinDir)
+	if err != nil && len(extra) == 0 {
+		return migrate.Request{}, usagef("%w", err)
+	}
+	have = have.With(extra...)
+	version, err := migrate.ResolveTarget(target, m.Storage, have)
+	if err != nil {
+		return migrate.Request{}, err
+	}
+	if m.Quota != "" {
+		n, err := humanize.ParseBytes(m.Quota)
+		if err != nil {
+			return migrate.Request{}, usagef("--quota-backend-bytes: %w", err)
+		}
+		e.Quota = int64(n)
+	}
+	losses, err := migrate.ParseLosses(m.Accept)
+	if err != nil {
+		return migrate.Request{}, usagef("--accept-loss: %w", err)
+	}
+	return migrate.Request{
+		DataDir:     e.DataDir,
+		WALDir:      e.WALDir,
+		Name:        e.Name,
+		Target:      version,
+		Binaries:    have,
+		BackupDir:   m.BackupDir,
+		AcceptLoss:  losses,
+		QuotaBytes:  e.Quota,
+		StepTimeout: m.StepTimeout,
+		Tool:        fmt.Sprintf("etcd-migrate %s", version),
+	}, nil
+}
+
+// run does the migration with an account of it on standard error.
+func (o outputFlags) run(ctx context.Context, r migrate.Request) (*migrate.Report, error) {
+	out := newOutput(o)
+	r.Observer = out.observe
+	r.Log = out.log
+	report, err := migrate.New(r).Run(ctx)
+	out.finish(report, err)
+	if err != nil {
+		return report, &shownError{err}
+	}
+	return report, nil
+}

@@ -1,0 +1,119 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// journalName is the file in the work dir that says that a migration has been begun and not been finished.
+const journalName = "migration.json"
+
+// journal is what a run leaves for the next one, if it is killed. Its format is in docs/formats/work-dir.md.
+type journal struct {
+	Format int                 `json:"format"` // 1
+	Began  time.Time           `json:"began"`
+	From   versionfile.Version `json:"from"`
+	Target versionfile.Version `json:"target"`
+	Backup string              `json:"backup"` // path
+	// Permanent is the digest of the records without a TTL, which a migration never changes. If the data has another one,
+	// somebody has written to it since, and the backup is not of this data.
+	Permanent string `json:"permanent"`
+}
+
+func (m *Migrator) journalPath() string { return filepath.Join(m.layout.WorkDir(), journalName) }
+
+// preflight refuses what would fail later on: a binary that is not what it seems, a full disk, missing rights.
+func (m *Migrator) preflight(ctx context.Context) error {
+	if err := m.verifyBinaries(ctx); err != nil {
+		if ctx.Err() != nil {
+			return &Error{Kind: Interrupted, Op: "check the binaries", Err: context.Cause(ctx)}
+		}
+		return refuse(err, "every etcd on the way must be there and be what its name says")
+	}
+	for _, s := range m.plan.Steps {
+		if s.Kind != StepConvert {
+			continue
+		}
+		if err := m.checkConversion(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// backUp copies the data before the first step. A run that was killed has left its backup and its journal: then that
+// backup is used, because the data is half way by now.
+func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error {
+	if !m.plan.needsBackup() {
+		return nil
+	}
+	if j, err := m.readJournal(); err != nil {
+		return err
+	} else if j != nil && j.Permanent == now.Permanent() {
+		m.backup = j.Backup
+		m.report.Backup = j.Backup
+		m.tell(Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
+		return nil
+	}
+	began := m.now()
+	b, err := datadir.CreateBackup(ctx, m.layout, m.layout.BackupsDir(m.BackupDir), datadir.Meta{
+		Version: m.st.Version, Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
+	}, m.progress("backup", "bytes"))
+	if err != nil {
+		if ctx.Err() != nil {
+			return &Error{Kind: Interrupted, Op: "back up", Err: context.Cause(ctx), Hint: "give the same command again"}
+		}
+		return &Error{Kind: Refused, Op: "back up", Err: err,
+			Hint: fmt.Sprintf("make room in %s, or name a directory on another volume with --backup-dir", m.layout.BackupsDir(m.BackupDir))}
+	}
+	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Backup: b.Path, Permanent: now.Permanent()}
+	if err := datadir.MkdirAll(m.layout.WorkDir()); err != nil {
+		return refuse(err, "the data dir must be writable")
+	}
+	if err := datadir.WriteJSON(m.journalPath(), j); err != nil {
+		return refuse(err, "the data dir must be writable")
+	}
+	m.backup, m.report.Backup, m.report.BackupSeconds = b.Path, b.Path, m.now().Sub(began).Seconds()
+	m.tell(Event{Kind: EventBackup, Backup: b.Path})
+	return nil
+}
+
+// readJournal gives nil if no migration has been begun, or if its backup is gone.
+func (m *Migrator) readJournal() (*journal, error) {
+	var j journal
+	err := datadir.ReadJSON(m.journalPath(), &j)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil, j.Format != 1:
+		// Without it a further backup is made, and none is ever overwritten.
+		m.Log.Warn("the journal of an earlier migration cannot be read", "path", m.journalPath(), "error", err, "format", j.Format)
+		return nil, nil
+	}
+	if b := datadir.OpenBackup(j.Backup); b.Err != nil {
+		return nil, nil
+	}
+	return &j, nil
+}
+
+// finish ends the migration: the data is at the target, so the journal goes.
+func (m *Migrator) finish(last *keyspace.Fingerprint) error {
+	m.report.KeysAfter = int(last.Records)
+	m.report.Seconds = m.now().Sub(m.report.Began).Seconds()
+	if err := os.Remove(m.journalPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &Error{Kind: Failed, Op: "finish", Err: err, Backup: m.backup,
+			Data: fmt.Sprintf("the data is at %s and complete", m.plan.Target), Hint: "give the same command again"}
+	} else if err == nil {
+		return datadir.SyncDir(m.layout.WorkDir())
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
+)
+
+// losses are what --accept-loss takes. Users and roles of the v2 API are not among them: they would still be in the way
+// at 3.6.
+var losses = []convert.Loss{convert.LossV3Keys, convert.LossOverQuota}
+
+// ParseLosses reads a comma-separated list of losses that are accepted in a conversion.
+func ParseLosses(list string) ([]convert.Loss, error) {
+	var accepted []convert.Loss
+	for name := range strings.SplitSeq(list, ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		if !slices.Contains(losses, convert.Loss(name)) {
+			return nil, fmt.Errorf("%q is not one of %v", name, losses)
+		}
+		accepted = append(accepted, convert.Loss(name))
+	}
+	return accepted, nil
+}
+
+// conversion says what is converted to what.
+func (m *Migrator) conversion(data *contents) convert.Params {
+	return convert.Params{
+		Tree: data.tree, RaftIndex: data.summary.HardState.Commit, RaftTerm: data.summary.LastTerm,
+		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.AcceptLoss,
+	}
+}
+
+// convert writes the records of the v2 store into a new db.
+func (m *Migrator) convert(ctx context.Context) error {
+	data, err := readLog(m.layout)
+	if err != nil {
+		return err
+	}
+	p := m.conversion(data)
+	p.Progress = m.progress("convert", "records")
+	report, err := convert.ToV3(ctx, p)
+	if err != nil {
+		return err
+	}
+	m.report.Conversion = &report
+	return nil
+}
+
+// checkConversion refuses what the conversion would refuse later on, before the first step: nothing that an etcd does on
+// the way there changes it.
+func (m *Migrator) checkConversion() error {
+	data, err := readLog(m.layout)
+	if err != nil {
+		return refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
+	}
+	p := m.conversion(data)
+	problems, err := convert.Check(p)
+	if err != nil {
+		return refuse(err, "see docs/troubleshooting.md")
+	}
+	problems = slices.DeleteFunc(problems, func(p convert.Problem) bool { return slices.Contains(m.AcceptLoss, p.Loss) })
+	if len(problems) == 0 {
+		return m.spaceForConversion(data)
+	}
+	var errs []error
+	var hints []string
+	for _, p := range problems {
+		errs = append(errs, errors.New(p.Text))
+		hints = append(hints, lossHint(p.Loss))
+	}
+	return refuse(errors.Join(errs...), strings.Join(hints, "; "))
+}
+
+func lossHint(loss convert.Loss) string {
+	switch loss {
+	case convert.LossV2Auth:
+		return "note the users and roles down and remove them through the v2 API, disabling authentication first, then migrate; " +
+			"create them anew in v3 with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`"
+	case convert.LossOverQuota:
+		return "give the quota that etcd will run with (--quota-backend-bytes, up to 8 GiB), or accept it with --accept-loss=over-quota"
+	}
+	return fmt.Sprintf("if the v2 store is what counts, accept it with --accept-loss=%s; if the v3 store is, write etcd3 to version.txt", loss)
+}
+
+// spaceForConversion refuses if the new db does not fit beside the old one.
+func (m *Migrator) spaceForConversion(data *contents) error {
+	stats := data.tree.Stats(m.now())
+	const perRecord = 128 // keys, revisions and page headers, generously
+	need := uint64(stats.Bytes) + uint64(stats.Keys)*perRecord + 1<<20
+	free, err := datadir.FreeSpace(m.layout.SnapDir())
+	if err != nil {
+		return refuse(err, "the data dir must be readable")
+	}
+	if free < 2*need {
+		return refuse(&datadir.SpaceError{Path: m.layout.SnapDir(), Need: 2 * need, Free: free}, "make room on the data dir's volume")
+	}
+	return nil
+}
+
+// hintFor says what to do next after a step has failed.
+func hintFor(err error) string {
+	next := "mend the cause and give the same command again to go on from there, or restore the backup and start the etcd that the data belonged to"
+	var e *member.Error
+	if errors.As(err, &e) && e.Hint != "" {
+		return e.Hint + "; " + next
+	}
+	return next
+}

@@ -1,0 +1,97 @@
+package convert
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+)
+
+// record is a key of the new db: its value in bucket key, which is an encoded mvccpb.KeyValue, and the revision that it
+// goes below.
+type record struct {
+	modified int64
+	kv       []byte
+}
+
+// arenaSize is how much memory is taken at a time for the encoded records: a million allocations would take longer than
+// the rest of the conversion and more memory.
+const arenaSize = 1 << 20
+
+// collect encodes every record of the tree and sorts them by revision, the order of bucket key. Those that share a
+// revision stay in the order of their keys.
+func (c *conversion) collect() error {
+	c.leases = make(map[int64]int64)
+	c.records = make([]record, 0, c.stats.Keys)
+	var arena []byte
+	err := c.Tree.Each(c.Now, func(r keyspace.Record) error {
+		if r.Modified < 1 {
+			return fmt.Errorf("key %q has modifiedIndex %d, which is no revision", r.Key, r.Modified)
+		}
+		if !r.Expiry.IsZero() {
+			r.Lease, r.Expiry = c.lease(r.Expiry), time.Time{}
+		}
+		c.before.Add(r)
+		kv := mvccpb.KeyValue{
+			Key: r.Key, Value: r.Value, CreateRevision: r.Created, ModRevision: r.Modified, Version: r.Version,
+			Lease: r.Lease,
+		}
+		size := kv.Size()
+		if len(arena) < size {
+			arena = make([]byte, max(size, arenaSize))
+		}
+		if _, err := kv.MarshalToSizedBuffer(arena[:size]); err != nil {
+			return fmt.Errorf("encode key %q: %w", r.Key, err)
+		}
+		c.records = append(c.records, record{r.Modified, arena[:size:size]})
+		arena = arena[size:]
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read the v2 store: %w", err)
+	}
+	slices.SortStableFunc(c.records, func(a, b record) int { return cmp.Compare(a.modified, b.modified) })
+	return nil
+}
+
+// maxTTL is the longest TTL in seconds that etcd grants: MaxLeaseTTL in server/v3/lease/lessor.go. It is 285 years.
+const maxTTL = 9_000_000_000
+
+// lease gives the ID of the lease that ends at this instant: the Unix second in which it lies, rounded up. So the ID is the
+// same whenever the conversion is run, keys that end in the same second share a lease, and no key ends early.
+//
+// A lease is a TTL of whole seconds that etcd starts to count when it starts, at most one second longer than the key still
+// has now. Etcd itself raises a TTL below its minimum, 3/2 of the election timeout rounded up to seconds, which is 2
+// seconds by default.
+func (c *conversion) lease(expiry time.Time) (id int64) {
+	id = expiry.Unix()
+	if expiry.Nanosecond() > 0 {
+		id++
+	}
+	c.leases[id] = min(max(id-c.Now.Unix(), 1), maxTTL)
+	return id
+}
+
+// size estimates how many bytes of its quota the new db will take: the leaf pages of bucket key as bbolt fills them
+// (splitIndex in go.etcd.io/bbolt/node.go) and a little for all else. Most pages hold a few records, so a mere sum would
+// be far too low.
+func (c *conversion) size() int64 {
+	const header, element, pageSize = 16, 16 + revisionLen, 4096
+	pages, used, n := int64(0), header, 0
+	for _, r := range c.records {
+		size := element + len(r.kv)
+		if n >= 2 && used+size > pageSize {
+			pages += int64(math.Ceil(float64(used) / pageSize))
+			used, n = header, 0
+		}
+		used += size
+		n++
+	}
+	pages += int64(math.Ceil(float64(used) / pageSize))
+	return (pages + pages/50 + 16) * pageSize
+}

@@ -1,0 +1,50 @@
+package migrate
+
+import "time"
+
+// EventKind says what an Event tells.
+type EventKind string
+
+const (
+	// EventInspected: State is known.
+	EventInspected EventKind = "inspected"
+	// EventPlanned: Plan is known.
+	EventPlanned EventKind = "planned"
+	// EventBackup: the backup at Backup is there, or an earlier run's is used again (Reused).
+	EventBackup EventKind = "backup"
+	// EventStepStarted and EventStepDone: step Step of the plan, counted from 1.
+	EventStepStarted EventKind = "step started"
+	EventStepDone    EventKind = "step done"
+	// EventProgress: Done of Total units (bytes or records, see Unit) of what is under way. It comes at most some ten
+	// times a second, and only for what takes long.
+	EventProgress EventKind = "progress"
+)
+
+// Event tells an Observer how a migration is going.
+type Event struct {
+	Kind EventKind
+	// State and Plan are set from the event on that tells them.
+	State *State
+	Plan  *Plan
+	// Step is the step's number, counted from 1; 0 before the first.
+	Step   int
+	Result *StepReport // of EventStepDone
+	Backup string
+	Reused bool
+
+	What        string // of EventProgress: "backup", "convert", …
+	Unit        string // "bytes" or "records"
+	Done, Total int64
+}
+
+// progress turns a stream of counts into events that are far enough apart.
+func (m *Migrator) progress(what, unit string) func(done, total int64) {
+	const apart = 100 * time.Millisecond
+	last := m.now()
+	return func(done, total int64) {
+		if now := m.now(); now.Sub(last) >= apart {
+			last = now
+			m.tell(Event{Kind: EventProgress, What: what, Unit: unit, Done: done, Total: total})
+		}
+	}
+}

@@ -1,0 +1,203 @@
+// Package migrate brings a stopped etcd member's data to the version of the etcd that is to run on it.
+//
+// Four nouns do: a State is what Inspect finds in a data dir, a Plan is the list of Steps from there to the target, a
+// Migrator runs it, and a Report says what was done, with the proof that nothing was lost. MakePlan is a pure function;
+// Migrator.Run is the story, to be read from top to bottom.
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// Request says what is to be done.
+type Request struct {
+	DataDir string
+	WALDir  string // empty: member/wal in the data dir
+	// Name is the member's name, as in etcd's --name. Empty: the one in the data.
+	Name   string
+	Target versionfile.Version
+	// Binaries are the etcds at hand.
+	Binaries binaries.Set
+	// BackupDir is where the backup goes. Empty: into the data dir's own etcd-migrate/backups, on the same volume.
+	BackupDir string
+	// AcceptLoss names what need not be carried from etcd2 to etcd3.
+	AcceptLoss []convert.Loss
+	// QuotaBytes is the quota that the target etcd runs with, 0 for etcd's default of 2 GiB.
+	QuotaBytes int64
+	// StepTimeout is how long one etcd may take for its step; 0 means DefaultStepTimeout.
+	StepTimeout time.Duration
+	// Tool is the program and its version, for the backup's manifest and the report.
+	Tool string
+
+	// Observer is told how it goes; nil for none. It is called from one goroutine at a time.
+	Observer func(Event)
+	// Log gets details at level debug; nil for none. It never gets keys or values.
+	Log *slog.Logger
+	// Now is the clock; nil for time.Now.
+	Now func() time.Time
+}
+
+// DefaultStepTimeout leaves time to a store of several GiB on a slow disk, which etcd indexes before it answers.
+const DefaultStepTimeout = 15 * time.Minute
+
+// Migrator does one request.
+type Migrator struct {
+	Request
+	layout datadir.Layout
+	st     State
+	plan   Plan
+	report *Report
+	backup string
+	step   int // the number of the step under way, counted from 1
+}
+
+// New gives a Migrator for the request.
+func New(r Request) *Migrator {
+	if r.StepTimeout == 0 {
+		r.StepTimeout = DefaultStepTimeout
+	}
+	if r.Log == nil {
+		r.Log = slog.New(slog.DiscardHandler)
+	}
+	if r.Now == nil {
+		r.Now = time.Now
+	}
+	return &Migrator{Request: r}
+}
+
+// Plan inspects the data and says what Run would do. It changes nothing.
+func (m *Migrator) Plan(ctx context.Context) (State, Plan, error) {
+	if err := m.open(); err != nil {
+		return State{}, Plan{}, err
+	}
+	if err := m.inspectAndPlan(ctx); err != nil {
+		return m.st, Plan{}, err
+	}
+	return m.st, m.plan, nil
+}
+
+// Run brings the data to the target. All errors are of type *Error. It can be killed at any moment: the next Run goes on
+// from the last finished step.
+func (m *Migrator) Run(ctx context.Context) (*Report, error) {
+	m.report = &Report{Tool: m.Tool, Target: m.Target, Began: m.now()}
+	if err := m.open(); err != nil {
+		return nil, err
+	}
+	m.report.DataDir = m.layout.DataDir
+	if m.upToDate() {
+		m.report.From = m.Target
+		return m.report, nil
+	}
+
+	unlock, err := m.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := m.inspectAndPlan(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.preflight(ctx); err != nil {
+		return nil, err
+	}
+	before, err := m.firstFingerprint()
+	if err != nil {
+		return nil, err
+	}
+	if err := m.backUp(ctx, before); err != nil {
+		return nil, err
+	}
+	for i, s := range m.plan.Steps {
+		m.step = i + 1
+		after, err := m.take(ctx, s, before)
+		if err != nil {
+			return m.report, err
+		}
+		before = after
+	}
+	if err := m.finish(before); err != nil {
+		return m.report, err
+	}
+	return m.report, nil
+}
+
+func (m *Migrator) now() time.Time { return m.Now() }
+
+func (m *Migrator) tell(e Event) {
+	if m.Observer == nil {
+		return
+	}
+	e.State, e.Plan, e.Step = &m.st, &m.plan, m.step
+	m.Observer(e)
+}
+
+// open finds out where the data lies.
+func (m *Migrator) open() (err error) {
+	m.layout, err = datadir.NewLayout(m.DataDir, m.WALDir)
+	if err != nil {
+		return refuse(err, "give etcd's data dir with --data-dir, and its WAL dir with --wal-dir if it has one of its own")
+	}
+	return nil
+}
+
+// lock keeps other etcd-migrates out, and sees that no etcd is running on the data.
+func (m *Migrator) lock() (unlock func(), err error) {
+	release, err := m.layout.Lock()
+	if err != nil {
+		return nil, held(err)
+	}
+	if err := m.layout.LiveEtcd(); err != nil {
+		return nil, held(errors.Join(err, release()))
+	}
+	return func() {
+		if err := release(); err != nil {
+			m.Log.Debug("unlock data dir", "error", err)
+		}
+	}, nil
+}
+
+func held(err error) error {
+	var inUse *datadir.HeldError
+	if errors.As(err, &inUse) {
+		return &Error{Kind: InUse, Op: "lock", Err: err, Hint: "stop that process, or wait until it is done, and give the same command again"}
+	}
+	return refuse(err, "the data dir must be there, readable and writable for the user that runs etcd")
+}
+
+func (m *Migrator) inspectAndPlan(ctx context.Context) (err error) {
+	if m.st, err = Inspect(ctx, m.layout, m.now()); err != nil {
+		return err
+	}
+	if m.Name != "" {
+		m.st.Member.Name = m.Name
+	}
+	m.tell(Event{Kind: EventInspected})
+	if m.plan, err = MakePlan(m.st, m.Target, m.Binaries); err != nil {
+		return err
+	}
+	if m.report != nil {
+		m.report.begin(m.st, m.plan)
+	}
+	m.tell(Event{Kind: EventPlanned})
+	return nil
+}
+
+// fail makes the error of a step that has been begun.
+func (m *Migrator) fail(ctx context.Context, s Step, err error) error {
+	e := &Error{Kind: Failed, Op: fmt.Sprintf("step %d of %d, %s to %s", m.step, len(m.plan.Steps), s.Kind, s.To), Err: err, Backup: m.backup}
+	e.Data = fmt.Sprintf("the data is at %s, as version.txt says", s.From)
+	e.Hint = hintFor(err)
+	if ctx.Err() != nil {
+		e.Kind, e.Err, e.Hint = Interrupted, context.Cause(ctx), "give the same command again to go on from there"
+	}
+	return e
+}

@@ -1,0 +1,209 @@
+// Package pathtest is what a test of etcd upgrade paths needs: it starts etcds of any minor on a directory, fills them
+// with data that is hard to carry over, and reads back all that they hold, so that before and after can be compared.
+//
+//	server, err := pathtest.Start(ctx, binary, dir)
+//	…
+//	before, err := server.FillV2(ctx)
+//	err = server.Stop()
+//	// migrate dir
+//	server, err = pathtest.Start(ctx, newer, dir)
+//	after, err := server.ReadV3(ctx)
+//	problems := pathtest.Compare(before, after)
+package pathtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// Name is the name of the member that Start starts.
+const Name = "m1"
+
+// Server is a running etcd without any protection, on loopback. It is for tests: anybody on the machine can use it.
+type Server struct {
+	Release versionfile.Release
+	URL     string // of its client listener
+	cmd     *exec.Cmd
+	done    chan struct{}
+	err     error
+	output  bytes.Buffer
+	v3      *clientv3.Client
+}
+
+// Start starts an etcd on dataDir and waits until it takes writes. Further flags can be given; a flag that is given twice
+// counts the second time.
+func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...string) (*Server, error) {
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	client, peer := "http://"+ports[0], "http://"+ports[1]
+	args := append([]string{
+		"--name", Name, "--data-dir", dataDir,
+		"--listen-client-urls", client, "--advertise-client-urls", client,
+		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", Name + "=" + peer,
+		"--heartbeat-interval", "10", "--election-timeout", "50",
+	}, flags...)
+	s := &Server{Release: bin.Release, URL: client, done: make(chan struct{})}
+	s.cmd = exec.Command(bin.Path, args...)
+	s.cmd.Env = []string{}
+	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		s.err = s.cmd.Wait()
+		close(s.done)
+	}()
+	if err := s.ready(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("etcd %s: %w", bin.Release, err), s.Kill())
+	}
+	return s, nil
+}
+
+// freePorts gives addresses on loopback that nobody listens on.
+func freePorts(n int) ([]string, error) {
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		addrs = append(addrs, l.Addr().String())
+	}
+	return addrs, nil
+}
+
+func (s *Server) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	var last error
+	for {
+		if last = s.answers(ctx); last == nil {
+			return nil
+		}
+		select {
+		case <-s.done:
+			return fmt.Errorf("ended (%v): %s", s.err, s.lastOutput())
+		case <-ctx.Done():
+			return fmt.Errorf("not ready: %w (%w): %s", ctx.Err(), last, s.lastOutput())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// answers makes a request that goes through raft: of the v2 API before 3.0, else of the v3 API.
+func (s *Server) answers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if s.Release.Line.Less(versionfile.Minor{Major: 3}) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/v2/keys/?quorum=true", nil)
+		if err != nil {
+			return err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			return errors.New(res.Status)
+		}
+		return nil
+	}
+	c, err := s.V3()
+	if err != nil {
+		return err
+	}
+	_, err = c.Get(ctx, "/pathtest/ready")
+	return err
+}
+
+func (s *Server) lastOutput() string {
+	lines := strings.Split(strings.TrimSpace(s.output.String()), "\n")
+	return strings.Join(lines[max(0, len(lines)-5):], "\n")
+}
+
+// V3 gives a client of the v3 API, which Stop and Kill close.
+func (s *Server) V3() (*clientv3.Client, error) {
+	if s.v3 == nil {
+		c, err := clientv3.New(clientv3.Config{
+			Endpoints: []string{s.URL}, Logger: zap.NewNop(), MaxCallRecvMsgSize: 1 << 30,
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.v3 = c
+	}
+	return s.v3, nil
+}
+
+// Stop ends the etcd as an init system does, and waits for it.
+func (s *Server) Stop() error {
+	if err := s.end(syscall.SIGTERM); err != nil {
+		return err
+	}
+	var exit *exec.ExitError
+	if errors.As(s.err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGTERM {
+		return nil // etcd ends by raising the signal again
+	}
+	return s.err
+}
+
+// Kill ends the etcd as a power loss does, and waits for it.
+func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
+
+func (s *Server) end(sig syscall.Signal) error {
+	if s.v3 != nil {
+		_ = s.v3.Close() // nothing is under way
+	}
+	_ = s.cmd.Process.Signal(sig) // it may have ended by itself
+	select {
+	case <-s.done:
+		return nil
+	case <-time.After(30 * time.Second):
+		_ = s.cmd.Process.Kill()
+		<-s.done
+		return fmt.Errorf("etcd %s did not end on %s", s.Release, sig)
+	}
+}
+
+// Binaries gives the etcds that `make binaries` has built, looked for in dir or, if that is empty, in bin/etcd of the
+// directories above the current one.
+func Binaries(dir string) (binaries.Set, error) {
+	if dir != "" {
+		return binaries.Find(dir)
+	}
+	at, err := os.Getwd()
+	if err != nil {
+		return binaries.Set{}, err
+	}
+	for {
+		set, err := binaries.Find(filepath.Join(at, "bin", "etcd"))
+		if err == nil && len(set.Binaries) > 0 {
+			return set, nil
+		}
+		if at == filepath.Dir(at) {
+			return binaries.Set{}, errors.New("no etcd binaries found; run `make binaries`")
+		}
+		at = filepath.Dir(at)
+	}
+}

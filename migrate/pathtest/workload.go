@@ -1,0 +1,162 @@
+package pathtest
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Hidden are the keys and directories of FillV2 that no listing shows.
+var Hidden = []string{"/_hidden", "/registry/_secrets"}
+
+// FillV2 stores n plain keys and, after them, what is hard to carry over: TTLs of keys and of directories, in-order keys,
+// hidden keys, deep directories, odd names, a large value, empty values, changed, refused and deleted keys.
+func (s *Server) FillV2(ctx context.Context, n int) error {
+	w := v2Writer{s: s, ctx: ctx}
+	for i := range n {
+		w.put(fmt.Sprintf("/registry/pods/default/pod-%05d", i), url.Values{"value": {fmt.Sprintf(`{"kind":"Pod","n":%d}`, i)}})
+	}
+	for i := range 20 {
+		w.put(fmt.Sprintf("/registry/events/default/event-%02d", i), url.Values{"value": {`{"kind":"Event"}`}, "ttl": {strconv.Itoa(3600 + i)}})
+	}
+	w.put("/registry/leases/short", url.Values{"value": {"gone soon"}, "ttl": {"1"}})
+	w.put("/registry/leases/long", url.Values{"value": {"ten years"}, "ttl": {strconv.Itoa(10 * 365 * 24 * 3600)}})
+	w.put("/registry/sessions", url.Values{"dir": {"true"}, "ttl": {"7200"}})
+	w.put("/registry/sessions/a", url.Values{"value": {"as long as its directory"}})
+	w.put("/registry/sessions/b", url.Values{"value": {"shorter"}, "ttl": {"600"}})
+	w.put("/registry/empty-dir", url.Values{"dir": {"true"}})
+	for i := range 5 {
+		w.do(http.MethodPost, "/queue", url.Values{"value": {strconv.Itoa(i)}})
+	}
+	w.put("/_hidden", url.Values{"value": {"not listed"}})
+	w.put("/registry/_secrets/deep/inside", url.Values{"value": {"not listed either"}})
+	w.put("/deep"+strings.Repeat("/d", 24), url.Values{"value": {"25 deep"}})
+	w.put("/odd/with space and % and ?#", url.Values{"value": {"odd name"}})
+	w.put("/odd/ünïcödé-键", url.Values{"value": {"значение \x01\x02\t\"quoted\" \\ </script>"}})
+	w.put("/odd/empty", url.Values{"value": {""}})
+	w.put("/odd/large", url.Values{"value": {strings.Repeat("0123456789", 90<<10)}})
+	for i := range 3 {
+		w.put("/changed", url.Values{"value": {strconv.Itoa(i)}})
+	}
+	w.put("/changed", url.Values{"value": {"swapped"}, "prevValue": {"2"}})
+	w.refused("/changed", url.Values{"value": {"wrong"}, "prevValue": {"none"}})
+	w.refused("/changed", url.Values{"value": {"wrong"}, "prevExist": {"false"}})
+	w.put("/deleted/a/b", url.Values{"value": {"1"}})
+	w.do(http.MethodDelete, "/deleted", url.Values{"recursive": {"true"}})
+	w.put("/deleted-and-back", url.Values{"value": {"1"}})
+	w.do(http.MethodDelete, "/deleted-and-back", nil)
+	w.put("/deleted-and-back", url.Values{"value": {"2"}})
+	return w.err
+}
+
+// v2Writer keeps the first error.
+type v2Writer struct {
+	s   *Server
+	ctx context.Context
+	err error
+}
+
+func (w *v2Writer) do(method, key string, form url.Values) int {
+	if w.err != nil {
+		return 0
+	}
+	status, body, err := w.s.V2(w.ctx, method, key, form)
+	if err == nil && status >= 400 && status != http.StatusPreconditionFailed {
+		err = fmt.Errorf("%s %q: %d %s", method, key, status, body)
+	}
+	w.err = err
+	return status
+}
+
+func (w *v2Writer) put(key string, form url.Values) { w.do(http.MethodPut, key, form) }
+
+func (w *v2Writer) refused(key string, form url.Values) {
+	if status := w.do(http.MethodPut, key, form); w.err == nil && status != http.StatusPreconditionFailed {
+		w.err = fmt.Errorf("PUT %q %v was not refused: %d", key, form, status)
+	}
+}
+
+// FillV3 stores n plain keys in the v3 store and, after them, what is hard to carry over: leases, binary keys and values,
+// a large value, empty values, transactions, changed and deleted keys.
+func (s *Server) FillV3(ctx context.Context, n int) error {
+	c, err := s.V3()
+	if err != nil {
+		return err
+	}
+	w := v3Writer{c: c, ctx: ctx}
+	for i := range n {
+		w.put(fmt.Sprintf("/registry/pods/default/pod-%05d", i), fmt.Sprintf("k8s\x00\n\x09\n\x02v1\x12\x03Pod %d", i))
+	}
+	for i := range 5 {
+		w.leased(3600+int64(i), fmt.Sprintf("/registry/events/default/event-%d", i), fmt.Sprintf("/registry/events/default/other-%d", i))
+	}
+	w.leased(1, "/registry/leases/short")
+	w.leased(10*365*24*3600, "/registry/leases/long")
+	w.put("no slash in front", "1")
+	w.put("/a", "a key that is the directory of another")
+	w.put("/a/b", "1")
+	w.put("\x00\xff\xfe binary", "\xff\xfe\x00")
+	w.put("/odd/ünïcödé-键", "значение")
+	w.put("/odd/empty", "")
+	w.put("/odd/large", strings.Repeat("0123456789", 90<<10))
+	for i := range 3 {
+		w.put("/changed", strconv.Itoa(i))
+	}
+	w.put("/deleted", "1")
+	w.delete("/deleted")
+	w.put("/deleted-and-back", "1")
+	w.delete("/deleted-and-back")
+	w.put("/deleted-and-back", "2")
+	if w.err == nil {
+		_, w.err = c.Txn(ctx).Then(clientv3.OpPut("/txn/a", "1"), clientv3.OpPut("/txn/b", "2")).Commit()
+	}
+	return w.err
+}
+
+type v3Writer struct {
+	c   *clientv3.Client
+	ctx context.Context
+	err error
+}
+
+func (w *v3Writer) put(key, value string, opts ...clientv3.OpOption) {
+	if w.err == nil {
+		_, w.err = w.c.Put(w.ctx, key, value, opts...)
+	}
+}
+
+func (w *v3Writer) delete(key string) {
+	if w.err == nil {
+		_, w.err = w.c.Delete(w.ctx, key)
+	}
+}
+
+func (w *v3Writer) leased(ttl int64, keys ...string) {
+	if w.err != nil {
+		return
+	}
+	lease, err := w.c.Grant(w.ctx, ttl)
+	if err != nil {
+		w.err = err
+		return
+	}
+	for _, k := range keys {
+		w.put(k, "leased", clientv3.WithLease(lease.ID))
+	}
+}
+
+// WaitForShortTTLs waits until the keys are gone that the workloads store for a second.
+func WaitForShortTTLs(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(1500 * time.Millisecond):
+		return nil
+	}
+}

@@ -1,0 +1,233 @@
+package migrate
+
+import (
+	"fmt"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// StepKind says what a step does.
+type StepKind string
+
+const (
+	// StepRecord writes version.txt and touches nothing else: a fresh data dir, or another patch release of the minor
+	// that the data already has, whose files are the same.
+	StepRecord StepKind = "record"
+	// StepReplay runs the etcd of the minor that the data already has, because its log holds writes that have not been
+	// applied: an etcd that was killed leaves that, and its own minor surely reads them right.
+	StepReplay StepKind = "replay"
+	// StepUpgrade runs the etcd of the next minor until it has taken the data over.
+	StepUpgrade StepKind = "upgrade"
+	// StepConvert writes the keys of the v2 store into the v3 store, offline.
+	StepConvert StepKind = "convert"
+	// StepEmptyV2 deletes from the v2 store, through etcd itself, what the v3 store now holds: etcd 3.6 refuses a data dir
+	// with user keys in the v2 store.
+	StepEmptyV2 StepKind = "empty-v2"
+)
+
+// Step is one move that ends with version.txt at To.
+type Step struct {
+	Kind StepKind            `json:"kind"`
+	From versionfile.Version `json:"from"`
+	To   versionfile.Version `json:"to"`
+	// Binary is the etcd that makes the step; empty for the offline steps.
+	Binary string `json:"binary,omitempty"`
+	Why    string `json:"why"`
+}
+
+// Plan is the list of steps from the current version to the target. An empty one means that there is nothing to do.
+type Plan struct {
+	From   versionfile.Version `json:"from"` // zero for a fresh data dir
+	Target versionfile.Version `json:"target"`
+	Steps  []Step              `json:"steps"`
+}
+
+// Binaries are the etcds that the plan starts.
+func (p Plan) Binaries() []string {
+	var paths []string
+	seen := map[string]bool{}
+	for _, s := range p.Steps {
+		if s.Binary != "" && !seen[s.Binary] {
+			seen[s.Binary] = true
+			paths = append(paths, s.Binary)
+		}
+	}
+	return paths
+}
+
+// needsBackup reports whether a step changes more than version.txt.
+func (p Plan) needsBackup() bool {
+	for _, s := range p.Steps {
+		if s.Kind != StepRecord {
+			return true
+		}
+	}
+	return false
+}
+
+// The minors at which the rules change.
+var (
+	v3Since    = versionfile.Minor{Major: 3, Minor: 0} // the first minor with a v3 store
+	v2Until    = versionfile.Minor{Major: 3, Minor: 5} // the last one that serves the v2 store
+	oldestData = versionfile.Minors()[0]
+)
+
+// MakePlan decides how data in that state gets to the target with those etcds. It is a pure function: it looks at no
+// file and starts no process, so that the same plan is shown, rehearsed and run. A plan that can't be made is refused
+// with a *Error of kind Refused that says what to do.
+func MakePlan(st State, target versionfile.Version, have binaries.Set) (Plan, error) {
+	p := Plan{From: st.Version, Target: target, Steps: []Step{}}
+	if err := checkTarget(st, target); err != nil {
+		return Plan{}, err
+	}
+	if st.Presence == Fresh {
+		if st.VersionFile == nil || *st.VersionFile != target {
+			p.Steps = append(p.Steps, Step{Kind: StepRecord, To: target, Why: "the data dir holds no member yet"})
+		}
+		return p, nil
+	}
+	if problem := st.blocking(); problem != nil {
+		return Plan{}, &Error{Kind: Refused, Op: "plan", Err: problem, Hint: problem.Hint}
+	}
+	if err := checkLeftovers(st, target); err != nil {
+		return Plan{}, err
+	}
+	b := planner{plan: p, at: st.Version, have: have}
+	// What v3 does not hold as well is left where it is: below 3.6 it does no harm.
+	b.leftovers = st.Version.Storage == versionfile.Etcd3 && st.V2.Keys > 0 && st.V2.Unconverted == 0
+	if err := b.walk(st, target); err != nil {
+		return Plan{}, err
+	}
+	return b.plan, nil
+}
+
+func checkTarget(st State, target versionfile.Version) error {
+	switch m := target.Minor(); {
+	case !m.Known():
+		return refuse(fmt.Errorf("etcd %s is not a target this program knows", target.Release),
+			fmt.Sprintf("choose a version of the minors %s to %s", oldestData, versionfile.Minors()[len(versionfile.Minors())-1]))
+	case target.Storage == versionfile.Etcd3 && m.Less(v3Since):
+		return refuse(fmt.Errorf("etcd %s has no v3 store, so its storage cannot be etcd3", target.Release),
+			"leave --target-storage out, or set it to etcd2")
+	case target.Storage == versionfile.Etcd2 && v2Until.Less(m):
+		return refuse(fmt.Errorf("etcd %s no longer serves the v2 store, so its storage cannot be etcd2", target.Release),
+			"leave --target-storage out, or set it to etcd3")
+	}
+	if st.Presence == Fresh {
+		return nil
+	}
+	at := st.Version
+	switch {
+	case !at.Minor().Known():
+		return refuse(fmt.Errorf("the data is at etcd %s, which this program does not know", at.Release),
+			fmt.Sprintf("data from before %s must first be brought to %s by the etcds of its own time", oldestData, oldestData))
+	case target.Minor().Less(at.Minor()), at.Storage == versionfile.Etcd3 && target.Storage == versionfile.Etcd2:
+		return refuse(fmt.Errorf("the data is at %s, which is above the target %s, and going back is not supported yet", at, target),
+			"start the etcd that the data belongs to, or restore a backup from before the upgrade")
+	}
+	return nil
+}
+
+// checkLeftovers refuses to go beyond 3.5 with things in the v2 store that are nowhere else: etcd 3.6 does not start on
+// them, and what has not been carried over must not be thrown away silently.
+func checkLeftovers(st State, target versionfile.Version) error {
+	if target.Minor().Compare(v2Until) <= 0 {
+		return nil
+	}
+	const found = "the v2 store still holds %d %s, and etcd 3.6 and later refuse such a data dir"
+	if st.Version.Storage == versionfile.Etcd3 && st.V2.Unconverted > 0 {
+		return refuse(fmt.Errorf(found+": %d of the keys are not in the v3 store", st.V2.Keys, "keys of users beside the v3 data", st.V2.Unconverted),
+			"start the etcd of the data's own minor with --enable-v2, look at them with `ETCDCTL_API=2 etcdctl ls -r`, and copy or delete them; "+
+				"or choose a target up to 3.5, where they do no harm")
+	}
+	if st.V2.Auth > 0 {
+		return refuse(fmt.Errorf(found, st.V2.Auth, "users and roles of v2 authentication"),
+			"v2 users and roles have no exact counterpart in v3: note them down, remove them through the v2 API of the etcd that "+
+				"the data belongs to, migrate, and create users and roles anew with `etcdctl user add` and `etcdctl role add`")
+	}
+	return nil
+}
+
+// planner walks from one version to the next and notes the steps.
+type planner struct {
+	plan      Plan
+	at        versionfile.Version
+	have      binaries.Set
+	leftovers bool // the v2 store holds user keys though the v3 store is the one in use
+}
+
+func (b *planner) walk(st State, target versionfile.Version) error {
+	if st.Log.Unapplied() > 0 {
+		bin, ok := b.binary(b.at.Minor(), target)
+		switch {
+		case ok:
+			b.run(StepReplay, bin, fmt.Sprintf("etcd was not stopped cleanly: %d log entries wait to be applied", st.Log.Unapplied()))
+		case b.mustConvert(target):
+			// The conversion would miss them.
+			return b.missing(b.at.Minor(), target)
+		}
+		// Else the next minor's etcd replays the log; it can, but that step's proof is weaker.
+	}
+	for {
+		if b.mustConvert(target) {
+			b.add(StepConvert, versionfile.Version{Release: b.at.Release, Storage: versionfile.Etcd3}, "",
+				fmt.Sprintf("%d keys of the v2 store become keys of the v3 store, TTLs as leases", st.V2.Keys))
+			b.leftovers = true
+		}
+		if b.leftovers && b.at.Storage == versionfile.Etcd3 {
+			if bin, ok := b.binary(b.at.Minor(), target); ok && !v2Until.Less(b.at.Minor()) {
+				b.run(StepEmptyV2, bin, "the v3 store holds all that is in the v2 store; etcd 3.6 refuses what is left there")
+				b.leftovers = false
+			}
+		}
+		if b.at.Minor() == target.Minor() {
+			break
+		}
+		next, _ := b.at.Minor().Next()
+		bin, ok := b.binary(next, target)
+		if !ok {
+			return b.missing(next, target)
+		}
+		b.run(StepUpgrade, bin, fmt.Sprintf("etcd data moves one minor at a time, and %s follows %s", next, b.at.Minor()))
+	}
+	if b.leftovers && !v2Until.Less(b.at.Minor()) {
+		return b.missing(b.at.Minor(), target)
+	}
+	if b.at.Release != target.Release {
+		b.add(StepRecord, target, "", fmt.Sprintf("the files of all patch releases of %s are the same", target.Minor()))
+	}
+	return nil
+}
+
+// mustConvert reports whether the keys are to be converted now: as soon as the data belongs to an etcd with a v3 store.
+func (b *planner) mustConvert(target versionfile.Version) bool {
+	return b.at.Storage == versionfile.Etcd2 && target.Storage == versionfile.Etcd3 && !b.at.Minor().Less(v3Since)
+}
+
+// binary finds the etcd for a minor: exactly the target's release where that is the minor, else the newest patch.
+func (b *planner) binary(m versionfile.Minor, target versionfile.Version) (binaries.Binary, bool) {
+	if m == target.Minor() {
+		return b.have.Get(target.Release)
+	}
+	return b.have.Newest(m)
+}
+
+// run adds a step that an etcd makes, after which the data belongs to that etcd's release.
+func (b *planner) run(kind StepKind, bin binaries.Binary, why string) {
+	b.add(kind, versionfile.Version{Release: bin.Release, Storage: b.at.Storage}, bin.Path, why)
+}
+
+func (b *planner) add(kind StepKind, to versionfile.Version, binary, why string) {
+	b.plan.Steps = append(b.plan.Steps, Step{Kind: kind, From: b.at, To: to, Binary: binary, Why: why})
+	b.at = to
+}
+
+func (b *planner) missing(m versionfile.Minor, target versionfile.Version) error {
+	want := "an etcd " + m.String()
+	if m == target.Minor() {
+		want = "etcd " + target.Release.String()
+	}
+	return refuse(fmt.Errorf("the way from %s to %s needs %s, and there is none among %s", b.plan.From, target, want, b.have),
+		fmt.Sprintf("put %s<version> for %s into %s, or name another directory with --bin-dir", binaries.Prefix, want, b.have.Dir))
+}

@@ -1,0 +1,243 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+func have(releases ...string) binaries.Set {
+	s := binaries.Set{Dir: "/bin"}
+	for _, r := range releases {
+		s = s.With(binaries.Binary{Path: "/bin/etcd-" + r, Release: parse(r + "/etcd3").Release})
+	}
+	return s
+}
+
+var all = have("2.2.5", "2.3.8", "3.0.17", "3.1.20", "3.2.32", "3.3.27", "3.4.31", "3.5.35", "3.6.16", "3.7.3")
+
+func parse(s string) versionfile.Version {
+	v, err := versionfile.Parse(s)
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// at is the state of a member with some keys in the store that its version names.
+func at(version string, change ...func(*State)) State {
+	st := State{DataDir: "/data", Presence: Present, Version: parse(version)}
+	if st.Version.Storage == versionfile.Etcd2 {
+		st.V2 = V2State{Keys: 10, Unconverted: 10, Index: 20}
+	} else {
+		st.V3 = V3State{Keys: 10, Revision: 20}
+	}
+	for _, c := range change {
+		c(&st)
+	}
+	return st
+}
+
+func steps(p Plan) []string {
+	var out []string
+	for _, s := range p.Steps {
+		by := ""
+		if s.Binary != "" {
+			by = " by " + strings.TrimPrefix(s.Binary, "/bin/")
+		}
+		out = append(out, fmt.Sprintf("%s %s%s", s.Kind, s.To, by))
+	}
+	return out
+}
+
+func TestPlan(t *testing.T) {
+	for name, tc := range map[string]struct {
+		state  State
+		target string
+		have   binaries.Set
+		want   []string
+	}{
+		"the whole way": {at("2.2.1/etcd2"), "3.7.3/etcd3", all, []string{
+			"upgrade 2.3.8/etcd2 by etcd-2.3.8",
+			"upgrade 3.0.17/etcd2 by etcd-3.0.17",
+			"convert 3.0.17/etcd3",
+			"empty-v2 3.0.17/etcd3 by etcd-3.0.17",
+			"upgrade 3.1.20/etcd3 by etcd-3.1.20",
+			"upgrade 3.2.32/etcd3 by etcd-3.2.32",
+			"upgrade 3.3.27/etcd3 by etcd-3.3.27",
+			"upgrade 3.4.31/etcd3 by etcd-3.4.31",
+			"upgrade 3.5.35/etcd3 by etcd-3.5.35",
+			"upgrade 3.6.16/etcd3 by etcd-3.6.16",
+			"upgrade 3.7.3/etcd3 by etcd-3.7.3",
+		}},
+		"nothing to do": {at("3.7.3/etcd3"), "3.7.3/etcd3", binaries.Set{}, nil},
+		"only the patch release differs": {at("3.7.1/etcd3"), "3.7.3/etcd3", binaries.Set{}, []string{
+			"record 3.7.3/etcd3",
+		}},
+		"an older patch release": {at("3.7.3/etcd3"), "3.7.1/etcd3", binaries.Set{}, []string{
+			"record 3.7.1/etcd3",
+		}},
+		"only the storage differs": {at("3.0.17/etcd2"), "3.0.17/etcd3", have("3.0.17"), []string{
+			"convert 3.0.17/etcd3",
+			"empty-v2 3.0.17/etcd3 by etcd-3.0.17",
+		}},
+		"the v2 store is emptied by the next etcd if the data's own is not there": {
+			at("3.1.20/etcd2"), "3.3.27/etcd3", have("3.2.32", "3.3.27"), []string{
+				"convert 3.1.20/etcd3",
+				"upgrade 3.2.32/etcd3 by etcd-3.2.32",
+				"empty-v2 3.2.32/etcd3 by etcd-3.2.32",
+				"upgrade 3.3.27/etcd3 by etcd-3.3.27",
+			}},
+		"the v2 store stays in use": {at("2.2.5/etcd2"), "3.1.20/etcd2", all, []string{
+			"upgrade 2.3.8/etcd2 by etcd-2.3.8",
+			"upgrade 3.0.17/etcd2 by etcd-3.0.17",
+			"upgrade 3.1.20/etcd2 by etcd-3.1.20",
+		}},
+		"the newest patch on the way, the exact one at the end": {
+			at("3.4.3/etcd3"), "3.6.5/etcd3", have("3.5.30", "3.5.35", "3.6.5", "3.6.16"), []string{
+				"upgrade 3.5.35/etcd3 by etcd-3.5.35",
+				"upgrade 3.6.5/etcd3 by etcd-3.6.5",
+			}},
+		"not stopped cleanly": {at("3.4.3/etcd3", func(st *State) { st.Log.PendingV3 = 3 }), "3.5.35/etcd3", all, []string{
+			"replay 3.4.31/etcd3 by etcd-3.4.31",
+			"upgrade 3.5.35/etcd3 by etcd-3.5.35",
+		}},
+		"not stopped cleanly, and its etcd is not there": {
+			at("3.4.3/etcd3", func(st *State) { st.Log.Uncommitted = 1 }), "3.5.35/etcd3", have("3.5.35"), []string{
+				"upgrade 3.5.35/etcd3 by etcd-3.5.35",
+			}},
+		"killed between the conversion and the emptying": {
+			at("3.0.17/etcd3", func(st *State) { st.V2 = V2State{Keys: 10} }), "3.1.20/etcd3", all, []string{
+				"empty-v2 3.0.17/etcd3 by etcd-3.0.17",
+				"upgrade 3.1.20/etcd3 by etcd-3.1.20",
+			}},
+		"what v3 does not hold stays where it is below 3.6": {
+			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, Unconverted: 1} }), "3.5.35/etcd3", all, []string{
+				"upgrade 3.5.35/etcd3 by etcd-3.5.35",
+			}},
+		"fresh":                       {State{Presence: Fresh}, "3.7.3/etcd3", binaries.Set{}, []string{"record 3.7.3/etcd3"}},
+		"fresh, and recorded already": {State{Presence: Fresh, VersionFile: new(parse("3.7.3/etcd3"))}, "3.7.3/etcd3", binaries.Set{}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := MakePlan(tc.state, parse(tc.target), tc.have)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, steps(p)); diff != "" {
+				t.Error(diff)
+			}
+			from := tc.state.Version
+			for i, s := range p.Steps {
+				if s.From != from {
+					t.Errorf("step %d starts at %s, and the one before it ended at %s", i+1, s.From, from)
+				}
+				if s.Why == "" {
+					t.Errorf("step %d does not say why", i+1)
+				}
+				from = s.To
+			}
+		})
+	}
+}
+
+func TestPlanRefuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		state  State
+		target string
+		have   binaries.Set
+		want   []string // of the error
+	}{
+		"a target it does not know":     {at("3.6.1/etcd3"), "3.9.1/etcd3", all, []string{"3.9.1", "2.2 to 3.7"}},
+		"data it does not know":         {at("2.1.0/etcd2"), "3.7.3/etcd3", all, []string{"2.1.0", "by the etcds of its own time"}},
+		"going back":                    {at("3.6.1/etcd3"), "3.5.35/etcd3", all, []string{"3.6.1/etcd3", "above the target 3.5.35/etcd3", "restore a backup"}},
+		"going back to the v2 store":    {at("3.4.31/etcd3"), "3.5.35/etcd2", all, []string{"going back"}},
+		"etcd3 on 2.x":                  {at("2.2.1/etcd2"), "2.3.8/etcd3", all, []string{"no v3 store"}},
+		"etcd2 on 3.6":                  {at("3.5.1/etcd2"), "3.6.16/etcd2", all, []string{"no longer serves the v2 store"}},
+		"a minor that is not there":     {at("3.2.1/etcd3"), "3.5.35/etcd3", have("3.3.27", "3.5.35"), []string{"needs an etcd 3.4", "etcd 3.3.27, 3.5.35 in /bin", "--bin-dir"}},
+		"a patch that is not there":     {at("3.4.1/etcd3"), "3.5.34/etcd3", all, []string{"needs etcd 3.5.34"}},
+		"no etcd to empty the v2 store": {at("3.5.1/etcd2"), "3.6.16/etcd3", have("3.6.16"), []string{"needs an etcd 3.5"}},
+		"a conversion that would miss what is only in the log": {
+			at("3.1.0/etcd2", func(st *State) { st.Log.Uncommitted = 1 }), "3.2.32/etcd3", have("3.2.32"), []string{"needs an etcd 3.1"}},
+		"keys in the v2 store that v3 does not hold": {
+			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, Unconverted: 3} }), "3.6.16/etcd3", all,
+			[]string{"10 keys", "3 of the keys are not in the v3 store", "--enable-v2"}},
+		"users in the v2 store": {
+			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Auth: 2} }), "3.6.16/etcd3", all, []string{"2 users and roles", "etcdctl user add"}},
+		"what the data itself forbids": {
+			at("3.4.31/etcd3", func(st *State) { st.block("db-missing", "the db is gone", "restore a backup") }), "3.6.16/etcd3", all,
+			[]string{"the db is gone", "db-missing", "restore a backup"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := MakePlan(tc.state, parse(tc.target), tc.have)
+			var e *Error
+			if !errors.As(err, &e) || e.Kind != Refused || e.Hint == "" {
+				t.Fatalf("got %v, want a refusal with a hint", err)
+			}
+			for _, want := range append(tc.want, "nothing has been changed") {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not say %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+// TestPlanFromEverywhere checks what must hold for every pair of minors: one minor at a time, and version.txt at the
+// target in the end.
+func TestPlanFromEverywhere(t *testing.T) {
+	minors := versionfile.Minors()
+	for i, from := range minors {
+		for _, to := range minors[i:] {
+			bin, _ := all.Newest(to)
+			target := versionfile.Version{Release: bin.Release, Storage: to.Storage()}
+			st := at(fmt.Sprintf("%s.1/%s", from, from.Storage()))
+			p, err := MakePlan(st, target, all)
+			if err != nil {
+				t.Errorf("%s to %s: %v", from, to, err)
+				continue
+			}
+			minor, version := from, st.Version
+			for _, s := range p.Steps {
+				if next, _ := minor.Next(); s.To.Minor() != minor && s.To.Minor() != next {
+					t.Errorf("%s to %s: step %v leaves a minor out", from, to, s)
+				}
+				minor, version = s.To.Minor(), s.To
+			}
+			if version != target {
+				t.Errorf("%s to %s: ends at %s", from, to, version)
+			}
+		}
+	}
+}
+
+func TestResolveTarget(t *testing.T) {
+	for in, want := range map[string]string{
+		"3.7": "3.7.3/etcd3", "3.7.1": "3.7.1/etcd3", "2.3": "2.3.8/etcd2", "3.0": "3.0.17/etcd3",
+	} {
+		if got, err := ResolveTarget(in, "", all); err != nil || got != parse(want) {
+			t.Errorf("ResolveTarget(%q) = %v, %v; want %s", in, got, err, want)
+		}
+	}
+	if got, err := ResolveTarget("3.1", "etcd2", all); err != nil || got != parse("3.1.20/etcd2") {
+		t.Errorf("with a storage: %v, %v", got, err)
+	}
+	for in, want := range map[string]string{
+		"": "neither a minor", "latest": "neither a minor", "3": "neither a minor", "3.9": "not a target this program knows",
+	} {
+		if _, err := ResolveTarget(in, "", all); err == nil || !strings.Contains(err.Error(), want) || KindOf(err) != Refused {
+			t.Errorf("ResolveTarget(%q): %v", in, err)
+		}
+	}
+	if _, err := ResolveTarget("3.6", "", have("3.7.3")); err == nil || !strings.Contains(err.Error(), "etcd 3.7.3 in /bin") {
+		t.Errorf("without the binary: %v", err)
+	}
+	if _, err := ResolveTarget("3.6", "etcd4", all); err == nil || !strings.Contains(err.Error(), "etcd2, etcd3") {
+		t.Errorf("with an unknown storage: %v", err)
+	}
+}

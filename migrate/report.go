@@ -1,0 +1,54 @@
+package migrate
+
+import (
+	"time"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// Report is what a migration did.
+type Report struct {
+	Tool    string              `json:"tool"`
+	DataDir string              `json:"dataDir"`
+	From    versionfile.Version `json:"from"`
+	Target  versionfile.Version `json:"target"`
+	Began   time.Time           `json:"began"`
+	Seconds float64             `json:"seconds"`
+	// Backup is the path of the untouched copy from before the first step, empty if no step needed one.
+	Backup        string        `json:"backup"`
+	BackupSeconds float64       `json:"backupSeconds"`
+	Steps         []StepReport  `json:"steps"`
+	KeysBefore    int           `json:"keysBefore"`
+	KeysAfter     int           `json:"keysAfter"`
+	Conversion    *convert.Report   `json:"conversion,omitempty"`
+	State         State         `json:"state"` // as it was found
+}
+
+// begin notes what the migration starts from.
+func (r *Report) begin(st State, p Plan) {
+	r.From, r.State = p.From, st
+	r.KeysBefore = st.V3.Keys
+	if p.From.Storage == versionfile.Etcd2 {
+		r.KeysBefore = st.V2.Keys
+	}
+	r.KeysAfter = r.KeysBefore
+}
+
+// Changed reports whether any step was done.
+func (r *Report) Changed() bool { return r != nil && len(r.Steps) > 0 }
+
+// StepReport is what one step did, and the proof that it lost nothing.
+type StepReport struct {
+	Step
+	Seconds float64 `json:"seconds"`
+	Keys    int     `json:"keys"` // after the step
+	// Fingerprint is the digest over all records after the step.
+	Fingerprint string `json:"fingerprint"`
+	// FingerprintBefore is the one before it. They are equal unless TTLs ended or log entries were replayed meanwhile.
+	FingerprintBefore string `json:"fingerprintBefore"`
+	// TTLsEnded counts the keys that are gone because their TTL ended during the step.
+	TTLsEnded int `json:"ttlsEnded"`
+	// Replayed counts the committed log entries that the step's etcd applied, on data of an etcd that was killed.
+	Replayed int `json:"replayed,omitempty"`
+}

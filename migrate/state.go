@@ -1,0 +1,126 @@
+package migrate
+
+import (
+	"fmt"
+
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// Presence says whether there is a member's data at all.
+type Presence string
+
+const (
+	// Fresh is a data dir that no member has written to: missing, empty, or with nothing of etcd's in it.
+	Fresh Presence = "fresh"
+	// Present is a data dir with a member's data.
+	Present Presence = "present"
+)
+
+// State is what Inspect finds out about a stopped member. It is plain data: Plan decides on nothing else.
+type State struct {
+	DataDir  string   `json:"dataDir"`
+	WALDir   string   `json:"walDir"`
+	Presence Presence `json:"presence"`
+
+	// Version is what the data is taken to be at, with what it was concluded from in Evidence. Zero if Fresh.
+	Version  versionfile.Version `json:"version"`
+	Evidence []Evidence          `json:"evidence"`
+	// VersionFile is what version.txt holds, nil without one.
+	VersionFile *versionfile.Version `json:"versionFile"`
+
+	Member  Member   `json:"member"`
+	Members []Member `json:"members"`
+	Log     LogState `json:"log"`
+	V2      V2State  `json:"v2"`
+	V3      V3State  `json:"v3"`
+
+	Problems []Problem `json:"problems"`
+}
+
+// Evidence is one place that says something about the version.
+type Evidence struct {
+	Source string `json:"source"` // "version.txt", "cluster version in the db", …
+	Says   string `json:"says"`
+}
+
+// Member is a member of the cluster as the data knows it.
+type Member struct {
+	ID         string   `json:"id"` // hexadecimal, as etcd prints it
+	Name       string   `json:"name"`
+	PeerURLs   []string `json:"peerURLs"`
+	ClientURLs []string `json:"clientURLs"`
+	Learner    bool     `json:"learner,omitempty"`
+}
+
+// LogState is the raft log's position.
+type LogState struct {
+	ClusterID     string `json:"clusterID"`
+	SnapshotIndex uint64 `json:"snapshotIndex"` // of the newest raft snapshot, 0 without one
+	Index         uint64 `json:"index"`         // of the last committed entry
+	Term          uint64 `json:"term"`
+	// Uncommitted counts the entries beyond it. A member that is alone commits them when it starts: an acknowledged write
+	// can be among them, because etcd flushes its commit index late.
+	Uncommitted int `json:"uncommitted"`
+	// PendingV3 counts committed writes to the v3 store that have not reached the db.
+	PendingV3 int `json:"pendingV3"`
+	// Torn is where a power loss cut the log off, empty for a whole one.
+	Torn string `json:"torn,omitempty"`
+}
+
+// Unapplied counts the entries that etcd will apply when it starts: it was not stopped cleanly.
+func (l LogState) Unapplied() int { return l.PendingV3 + l.Uncommitted }
+
+// V2State is the v2 store.
+type V2State struct {
+	Keys      int    `json:"keys"`
+	Bytes     int64  `json:"bytes"`
+	TTLs      int    `json:"ttls"`
+	Hidden    int    `json:"hidden"`
+	Expired   int    `json:"expired"`
+	EmptyDirs int    `json:"emptyDirs"`
+	Index     uint64 `json:"index"`
+	// Auth counts the users and roles of v2 authentication.
+	Auth        int  `json:"auth"`
+	AuthEnabled bool `json:"authEnabled"`
+	// TopLevel counts what is directly below the root, empty and expired directories included.
+	TopLevel int `json:"topLevel"`
+	// Unconverted counts the keys that the v3 store does not hold with the same value and the same indexes.
+	Unconverted int `json:"unconverted"`
+}
+
+// V3State is the v3 store.
+type V3State struct {
+	Present         bool     `json:"present"` // member/snap/db exists
+	Keys            int      `json:"keys"`
+	Revision        int64    `json:"revision"`
+	CompactRevision int64    `json:"compactRevision"`
+	Leases          int      `json:"leases"`
+	ConsistentIndex uint64   `json:"consistentIndex"`
+	StorageVersion  string   `json:"storageVersion,omitempty"`
+	ClusterVersion  string   `json:"clusterVersion,omitempty"`
+	Alarms          []string `json:"alarms"`
+	AuthEnabled     bool     `json:"authEnabled"`
+	SizeBytes       int64    `json:"sizeBytes"`
+}
+
+// Problem is something about the data that a person should know before a migration.
+type Problem struct {
+	// Code names the problem for programs; see docs/troubleshooting.md.
+	Code string `json:"code"`
+	Text string `json:"text"`
+	Hint string `json:"hint"`
+	// Blocking means that no plan is made while the problem is there.
+	Blocking bool `json:"blocking"`
+}
+
+func (p *Problem) Error() string { return fmt.Sprintf("%s (%s)", p.Text, p.Code) }
+
+// blocking gives the first problem that allows no plan, nil without one.
+func (st State) blocking() *Problem {
+	for i := range st.Problems {
+		if st.Problems[i].Blocking {
+			return &st.Problems[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// snapshotCount makes an etcd write a raft snapshot after a handful of entries: see StepUpgrade in docs/architecture.md.
+const snapshotCount = 3
+
+// take makes one step: do it, prove that it lost nothing, and only then write version.txt.
+func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprint) (*keyspace.Fingerprint, error) {
+	began := m.now()
+	m.tell(Event{Kind: EventStepStarted})
+	after, err := m.do(ctx, s, before)
+	if err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
+	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String()}
+	if err := m.prove(s, before, after, &result); err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
+	if err := m.record(s); err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
+	result.Seconds = m.now().Sub(began).Seconds()
+	m.report.Steps = append(m.report.Steps, result)
+	m.tell(Event{Kind: EventStepDone, Result: &result})
+	return after, nil
+}
+
+// do makes the step's change and gives the fingerprint of what is there afterwards.
+func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint) (*keyspace.Fingerprint, error) {
+	var err error
+	switch s.Kind {
+	case StepRecord:
+		return before, nil
+	case StepConvert:
+		err = m.convert(ctx)
+	case StepUpgrade, StepReplay, StepEmptyV2:
+		err = m.runEtcd(ctx, s)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.fingerprint(s.To.Storage)
+}
+
+// prove compares the records before and after a step. The only difference that may be is that TTLs have ended, and then
+// all keys with that TTL are gone, together.
+func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *StepReport) error {
+	if s.Kind == StepConvert {
+		return nil // compared record by record before the new db took its place: a TTL is an expiry before, a lease after
+	}
+	if n := m.st.Log.Unapplied(); n > 0 && m.step == 1 {
+		result.Replayed = n // they are part of what is there now, and of every proof from here on
+		return nil
+	}
+	d := keyspace.Compare(before, after)
+	for _, ended := range d.Ended {
+		result.TTLsEnded += int(ended.Before)
+	}
+	if !d.Kept() {
+		return fmt.Errorf("the keys are not what they were before the step: %s", d)
+	}
+	return nil
+}
+
+// record makes version.txt say what the data now is.
+func (m *Migrator) record(s Step) error {
+	if m.st.Presence == Fresh {
+		if err := datadir.MkdirAll(m.layout.DataDir); err != nil {
+			return err
+		}
+	}
+	return versionfile.Write(m.layout.DataDir, s.To)
+}
+
+// runEtcd lets the step's etcd take the data over. From 3.0 on it does not count as done before a raft snapshot of this
+// etcd is on disk: the next minor then starts from that, and never has to read a log entry or a snapshot of an older one.
+// Without it, data does get stuck at 3.1, 3.2, 3.5, 3.6 and 3.7.
+func (m *Migrator) runEtcd(ctx context.Context, s Step) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.StepTimeout,
+		fmt.Errorf("etcd %s was not done after %s (--step-timeout)", s.To.Release, m.StepTimeout))
+	defer cancel()
+	cfg, err := m.config(s)
+	if err != nil {
+		return err
+	}
+	var topLevel []string
+	if s.Kind == StepEmptyV2 {
+		data, err := readLog(m.layout)
+		if err != nil {
+			return err
+		}
+		topLevel = data.tree.TopLevel()
+	}
+	etcd, err := member.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Stopping is not to be hurried by whatever ended the step: a clean stop is what keeps the data whole.
+		err = errors.Join(err, etcd.Stop(context.WithoutCancel(ctx)))
+	}()
+	if err := etcd.Ready(ctx); err != nil {
+		return err
+	}
+	if s.Kind == StepEmptyV2 {
+		if err := etcd.EmptyV2(ctx, topLevel); err != nil {
+			return err
+		}
+	}
+	if cfg.SnapshotCount > 0 {
+		if _, err := etcd.ForceSnapshot(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Migrator) config(s Step) (member.Config, error) {
+	owner, err := m.owner()
+	if err != nil {
+		return member.Config{}, err
+	}
+	cfg := member.Config{
+		Path:                s.Binary,
+		Release:             s.To.Release,
+		DataDir:             m.layout.DataDir,
+		Name:                m.st.Member.Name,
+		AdvertiseClientURLs: m.st.Member.ClientURLs,
+		QuotaBytes:          m.QuotaBytes,
+		V2:                  s.Kind == StepEmptyV2,
+		Credential:          owner,
+		Log:                 m.Log,
+	}
+	if m.layout.SeparateWAL() {
+		cfg.WALDir = m.layout.WALDir
+	}
+	if !s.To.Minor().Less(v3Since) {
+		cfg.SnapshotCount = snapshotCount
+	}
+	return cfg, nil
+}
+
+// owner makes root start an etcd as the user that the data belongs to, so that no file changes hands.
+func (m *Migrator) owner() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	info, err := os.Stat(m.layout.MemberDir())
+	if err != nil {
+		return nil, err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	if st.Uid == 0 {
+		return nil, nil
+	}
+	return &syscall.Credential{Uid: st.Uid, Gid: st.Gid}, nil
+}
+
+// fingerprint reads all records of the store that holds the user's keys.
+func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerprint, error) {
+	if storage == versionfile.Etcd3 {
+		db, err := keyspace.OpenDB(m.layout.DB())
+		if err != nil {
+			return nil, err
+		}
+		defer db.Close()
+		return keyspace.FingerprintDB(db)
+	}
+	data, err := readLog(m.layout)
+	if err != nil {
+		return nil, err
+	}
+	var fp keyspace.Fingerprint
+	return &fp, data.tree.Each(m.now(), func(r keyspace.Record) error {
+		fp.Add(r)
+		return nil
+	})
+}
+
+// verifyBinaries asks every etcd of the plan whether it is what its name says, before the first one touches the data.
+func (m *Migrator) verifyBinaries(ctx context.Context) error {
+	var bins []binaries.Binary
+	for _, s := range m.plan.Steps {
+		if s.Binary != "" {
+			bins = append(bins, binaries.Binary{Path: s.Binary, Release: s.To.Release})
+		}
+	}
+	return binaries.Verify(ctx, bins...)
+}
+
+// firstFingerprint is that of the data as it was found.
+func (m *Migrator) firstFingerprint() (*keyspace.Fingerprint, error) {
+	if m.st.Presence == Fresh {
+		return &keyspace.Fingerprint{}, nil
+	}
+	fp, err := m.fingerprint(m.st.Version.Storage)
+	if err != nil {
+		return nil, refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
+	}
+	return fp, nil
+}

@@ -1,0 +1,41 @@
+package migrate
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// upToDate finds out at next to no cost whether there is nothing to do, which is so at almost every start. It reads
+// version.txt and what the db says of its version, and no key. Whatever is unusual makes it false, and then Inspect
+// looks properly.
+func (m *Migrator) upToDate() bool {
+	v, err := versionfile.Read(m.layout.DataDir)
+	if err != nil || v != m.Target {
+		return false
+	}
+	if presence, err := m.layout.Presence(); err != nil || presence != datadir.Present {
+		return false
+	}
+	if _, err := os.Lstat(m.journalPath()); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if v.Storage == versionfile.Etcd2 {
+		return true
+	}
+	db, err := keyspace.OpenDB(m.layout.DB())
+	if err != nil {
+		return false
+	}
+	defer db.Close()
+	info, err := db.Info()
+	if err != nil || info.Revision <= 1 {
+		return false
+	}
+	data, err := versionfile.ParseRelease(info.ClusterVersion)
+	return err != nil || data.Minor() == v.Minor() // up to 3.4 the db does not know
+}
