@@ -39,7 +39,7 @@ vuln: ## look for known vulnerabilities in what is linked in (asks the Go vulner
 	$(TOOL) govulncheck ./...
 
 bench: build binaries ## measure against the old way, as ratios in one run
-	ETCD_MIGRATE_BENCH=1 go test -run TestBench -count=1 -v -timeout 60m ./migrate/bench
+	@go run ./testdata/bench $(BENCH) $(BIN)
 
 fuzz: ## fuzz every parser, FUZZTIME (default 20s) each
 	@.ci/fuzz $(or $(FUZZTIME),20s)

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
@@ -84,6 +86,7 @@ type contents struct {
 	tree    *keyspace.Tree
 	db      *keyspace.DB // nil without a db
 	info    keyspace.V3Info
+	leases  map[int64]int64 // TTLs by ID
 	// fromLog is the newest cluster version that an entry of the log sets for the db; it may not have reached the db.
 	fromLog string
 	pending int // V3 writes that have not reached the db
@@ -97,15 +100,18 @@ func readMember(l datadir.Layout) (*contents, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := db.Info()
-	if err == nil {
-		m := &contents{db: db, info: info}
-		if err = m.replay(l); err == nil {
-			return m, nil
-		}
+	m := &contents{db: db}
+	if m.info, err = db.Info(); err == nil {
+		m.leases, err = db.Leases()
 	}
-	_ = db.Close() // opened for reading
-	return nil, err
+	if err == nil {
+		err = m.replay(l)
+	}
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	return m, nil
 }
 
 // readLog is readMember without the db.
@@ -136,7 +142,7 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 			if set := e.V3.ClusterVersionSet; set != nil {
 				m.fromLog = set.Ver
 			}
-			if e.Index > m.info.ConsistentIndex && writesV3(e) {
+			if e.Index > m.info.ConsistentIndex && m.writesV3(e.V3) {
 				m.pending++
 			}
 		}
@@ -145,10 +151,14 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 	return err
 }
 
-// writesV3 reports whether an entry can change keys of the v3 store.
-func writesV3(e raftlog.Entry) bool {
-	r := e.V3
-	return r.Put != nil || r.DeleteRange != nil || r.Txn != nil || r.Compaction != nil || r.LeaseRevoke != nil
+// writesV3 reports whether a request that is not in the db yet will change keys there. The end of a lease that the db does
+// not have changes nothing; up to 3.4 the db's position in the log lags behind such requests even after a clean stop.
+func (m *contents) writesV3(r *etcdserverpb.InternalRaftRequest) bool {
+	if r.LeaseRevoke != nil {
+		_, ok := m.leases[r.LeaseRevoke.ID]
+		return ok
+	}
+	return r.Put != nil || r.DeleteRange != nil || r.Txn != nil || r.Compaction != nil
 }
 
 func (m *contents) close() {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"time"
 
@@ -152,6 +153,9 @@ func (m *Migrator) open() (err error) {
 // lock keeps other etcd-migrates out, and sees that no etcd is running on the data.
 func (m *Migrator) lock() (unlock func(), err error) {
 	release, err := m.layout.Lock()
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil // no data dir yet: nobody can hold it
+	}
 	if err != nil {
 		return nil, held(err)
 	}

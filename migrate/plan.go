@@ -78,24 +78,21 @@ var (
 // with a *Error of kind Refused that says what to do.
 func MakePlan(st State, target versionfile.Version, have binaries.Set) (Plan, error) {
 	p := Plan{From: st.Version, Target: target, Steps: []Step{}}
+	if problem := st.blocking(); problem != nil {
+		return Plan{}, &Error{Kind: Refused, Op: "plan", Err: problem, Hint: problem.Hint}
+	}
 	if err := checkTarget(st, target); err != nil {
 		return Plan{}, err
 	}
 	if st.Presence == Fresh {
-		if st.VersionFile == nil || *st.VersionFile != target {
-			p.Steps = append(p.Steps, Step{Kind: StepRecord, To: target, Why: "the data dir holds no member yet"})
-		}
-		return p, nil
-	}
-	if problem := st.blocking(); problem != nil {
-		return Plan{}, &Error{Kind: Refused, Op: "plan", Err: problem, Hint: problem.Hint}
+		return planFresh(p, st)
 	}
 	if err := checkLeftovers(st, target); err != nil {
 		return Plan{}, err
 	}
 	b := planner{plan: p, at: st.Version, have: have}
 	// What v3 does not hold as well is left where it is: below 3.6 it does no harm.
-	b.leftovers = st.Version.Storage == versionfile.Etcd3 && st.V2.Keys > 0 && st.V2.Unconverted == 0
+	b.leftovers = st.Version.Storage == versionfile.Etcd3 && st.V2.TopLevel > 0 && st.V2.Unconverted == 0
 	if err := b.walk(st, target); err != nil {
 		return Plan{}, err
 	}
@@ -127,6 +124,19 @@ func checkTarget(st State, target versionfile.Version) error {
 			"start the etcd that the data belongs to, or restore a backup from before the upgrade")
 	}
 	return nil
+}
+
+// planFresh allows a start from nothing only where nothing says that there has been something. A version.txt that names
+// the target is that of an earlier start that died before etcd made its files.
+func planFresh(p Plan, st State) (Plan, error) {
+	switch {
+	case st.VersionFile == nil:
+		p.Steps = append(p.Steps, Step{Kind: StepRecord, To: p.Target, Why: "the data dir holds no member yet"})
+	case *st.VersionFile != p.Target:
+		return Plan{}, refuse(fmt.Errorf("%s holds no member's data, but its version.txt says %s", st.DataDir, st.VersionFile),
+			"if there was data, find it: an etcd would begin an empty cluster here; if a new cluster is what you want, remove version.txt")
+	}
+	return p, nil
 }
 
 // checkLeftovers refuses to go beyond 3.5 with things in the v2 store that are nowhere else: etcd 3.6 does not start on
@@ -185,6 +195,9 @@ func (b *planner) walk(st State, target versionfile.Version) error {
 			break
 		}
 		next, _ := b.at.Minor().Next()
+		if b.leftovers && v2Until.Less(next) {
+			return b.missing(b.at.Minor(), target)
+		}
 		bin, ok := b.binary(next, target)
 		if !ok {
 			return b.missing(next, target)

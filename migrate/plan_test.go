@@ -113,12 +113,17 @@ func TestPlan(t *testing.T) {
 				"upgrade 3.5.35/etcd3 by etcd-3.5.35",
 			}},
 		"killed between the conversion and the emptying": {
-			at("3.0.17/etcd3", func(st *State) { st.V2 = V2State{Keys: 10} }), "3.1.20/etcd3", all, []string{
+			at("3.0.17/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, TopLevel: 2} }), "3.1.20/etcd3", all, []string{
 				"empty-v2 3.0.17/etcd3 by etcd-3.0.17",
 				"upgrade 3.1.20/etcd3 by etcd-3.1.20",
 			}},
+		"empty directories in the v2 store": {
+			at("3.5.35/etcd3", func(st *State) { st.V2 = V2State{TopLevel: 1, EmptyDirs: 1} }), "3.6.16/etcd3", all, []string{
+				"empty-v2 3.5.35/etcd3 by etcd-3.5.35",
+				"upgrade 3.6.16/etcd3 by etcd-3.6.16",
+			}},
 		"what v3 does not hold stays where it is below 3.6": {
-			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, Unconverted: 1} }), "3.5.35/etcd3", all, []string{
+			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, TopLevel: 2, Unconverted: 1} }), "3.5.35/etcd3", all, []string{
 				"upgrade 3.5.35/etcd3 by etcd-3.5.35",
 			}},
 		"fresh":                       {State{Presence: Fresh}, "3.7.3/etcd3", binaries.Set{}, []string{"record 3.7.3/etcd3"}},
@@ -165,10 +170,13 @@ func TestPlanRefuses(t *testing.T) {
 		"a conversion that would miss what is only in the log": {
 			at("3.1.0/etcd2", func(st *State) { st.Log.Uncommitted = 1 }), "3.2.32/etcd3", have("3.2.32"), []string{"needs an etcd 3.1"}},
 		"keys in the v2 store that v3 does not hold": {
-			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, Unconverted: 3} }), "3.6.16/etcd3", all,
+			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, TopLevel: 2, Unconverted: 3} }), "3.6.16/etcd3", all,
 			[]string{"10 keys", "3 of the keys are not in the v3 store", "--enable-v2"}},
 		"users in the v2 store": {
 			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Auth: 2} }), "3.6.16/etcd3", all, []string{"2 users and roles", "etcdctl user add"}},
+		"a version.txt without a member": {
+			State{DataDir: "/data", Presence: Fresh, VersionFile: new(parse("3.5.1/etcd3"))}, "3.6.16/etcd3", all,
+			[]string{"/data holds no member's data", "3.5.1/etcd3", "remove version.txt"}},
 		"what the data itself forbids": {
 			at("3.4.31/etcd3", func(st *State) { st.block("db-missing", "the db is gone", "restore a backup") }), "3.6.16/etcd3", all,
 			[]string{"the db is gone", "db-missing", "restore a backup"}},

@@ -16,13 +16,13 @@ type Report struct {
 	Began   time.Time           `json:"began"`
 	Seconds float64             `json:"seconds"`
 	// Backup is the path of the untouched copy from before the first step, empty if no step needed one.
-	Backup        string        `json:"backup"`
-	BackupSeconds float64       `json:"backupSeconds"`
-	Steps         []StepReport  `json:"steps"`
-	KeysBefore    int           `json:"keysBefore"`
-	KeysAfter     int           `json:"keysAfter"`
-	Conversion    *convert.Report   `json:"conversion,omitempty"`
-	State         State         `json:"state"` // as it was found
+	Backup        string          `json:"backup"`
+	BackupSeconds float64         `json:"backupSeconds"`
+	Steps         []StepReport    `json:"steps"`
+	KeysBefore    int             `json:"keysBefore"`
+	KeysAfter     int             `json:"keysAfter"`
+	Conversion    *convert.Report `json:"conversion,omitempty"`
+	State         State           `json:"state"` // as it was found
 }
 
 // begin notes what the migration starts from.

@@ -106,6 +106,7 @@ type conversion struct {
 	Params
 	stats   keyspace.V2Stats
 	records []record
+	arena   arena
 	leases  map[int64]int64 // TTL in seconds by lease ID
 	// before is the fingerprint of what the new db must hold.
 	before keyspace.Fingerprint
@@ -129,7 +130,7 @@ func prepare(p Params) (*conversion, error) {
 		c.close()
 		return nil, err
 	}
-	c.revision = max(int64(p.Tree.Index()), c.oldInfo.Revision)
+	c.revision = max(int64(p.Tree.Index()), c.oldInfo.Revision, 1) // an empty v3 store is at revision 1
 	if n := len(c.records); n > 0 {
 		c.revision = max(c.revision, c.records[n-1].modified)
 	}

@@ -1,7 +1,9 @@
 package convert
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"math"
 	"slices"
@@ -12,23 +14,44 @@ import (
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 )
 
-// record is a key of the new db: its value in bucket key, which is an encoded mvccpb.KeyValue, and the revision that it
-// goes below.
+// record is a key of the new db: the revision that it goes below, and where in the arena its value in bucket key is, which
+// is an encoded mvccpb.KeyValue. It has no pointers, so that the garbage collector need not look at millions of them.
 type record struct {
-	modified int64
-	kv       []byte
+	modified            int64
+	chunk, offset, size uint32
 }
 
-// arenaSize is how much memory is taken at a time for the encoded records: a million allocations would take longer than
-// the rest of the conversion and more memory.
-const arenaSize = 1 << 20
+// arena holds the encoded records. A million allocations would take longer than the rest of the conversion.
+type arena struct{ chunks [][]byte }
 
-// collect encodes every record of the tree and sorts them by revision, the order of bucket key. Those that share a
-// revision stay in the order of their keys.
+const arenaChunk = 1 << 20
+
+// take gives a slice of so many bytes, which stays, and where it is.
+func (a *arena) take(size int) (b []byte, chunk, offset uint32) {
+	last := len(a.chunks) - 1
+	if last < 0 || cap(a.chunks[last])-len(a.chunks[last]) < size {
+		a.chunks = append(a.chunks, make([]byte, 0, max(size, arenaChunk)))
+		last++
+	}
+	used := len(a.chunks[last])
+	a.chunks[last] = a.chunks[last][:used+size]
+	return a.chunks[last][used:], uint32(last), uint32(used)
+}
+
+func (a *arena) kv(r record) []byte { return a.chunks[r.chunk][r.offset:][:r.size:r.size] }
+
+// key gives the key within the encoded record: field 1, which comes first.
+func (a *arena) key(r record) []byte {
+	kv := a.kv(r)[1:]
+	n, size := binary.Uvarint(kv)
+	return kv[size:][:n]
+}
+
+// collect encodes every record of the tree and sorts them in the order of bucket key: by revision, and those that share one
+// by their keys.
 func (c *conversion) collect() error {
 	c.leases = make(map[int64]int64)
 	c.records = make([]record, 0, c.stats.Keys)
-	var arena []byte
 	err := c.Tree.Each(c.Now, func(r keyspace.Record) error {
 		if r.Modified < 1 {
 			return fmt.Errorf("key %q has modifiedIndex %d, which is no revision", r.Key, r.Modified)
@@ -42,20 +65,22 @@ func (c *conversion) collect() error {
 			Lease: r.Lease,
 		}
 		size := kv.Size()
-		if len(arena) < size {
-			arena = make([]byte, max(size, arenaSize))
-		}
-		if _, err := kv.MarshalToSizedBuffer(arena[:size]); err != nil {
+		b, chunk, offset := c.arena.take(size)
+		if _, err := kv.MarshalToSizedBuffer(b); err != nil {
 			return fmt.Errorf("encode key %q: %w", r.Key, err)
 		}
-		c.records = append(c.records, record{r.Modified, arena[:size:size]})
-		arena = arena[size:]
+		c.records = append(c.records, record{r.Modified, chunk, offset, uint32(size)})
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("read the v2 store: %w", err)
 	}
-	slices.SortStableFunc(c.records, func(a, b record) int { return cmp.Compare(a.modified, b.modified) })
+	slices.SortFunc(c.records, func(a, b record) int {
+		if a.modified != b.modified {
+			return cmp.Compare(a.modified, b.modified)
+		}
+		return bytes.Compare(c.arena.key(a), c.arena.key(b))
+	})
 	return nil
 }
 
@@ -84,7 +109,7 @@ func (c *conversion) size() int64 {
 	const header, element, pageSize = 16, 16 + revisionLen, 4096
 	pages, used, n := int64(0), header, 0
 	for _, r := range c.records {
-		size := element + len(r.kv)
+		size := element + int(r.size)
 		if n >= 2 && used+size > pageSize {
 			pages += int64(math.Ceil(float64(used) / pageSize))
 			used, n = header, 0
@@ -93,5 +118,5 @@ func (c *conversion) size() int64 {
 		n++
 	}
 	pages += int64(math.Ceil(float64(used) / pageSize))
-	return (pages + pages/50 + 16) * pageSize
+	return (pages + pages/25 + 16) * pageSize
 }

@@ -163,7 +163,7 @@ func (c *conversion) fill(ctx context.Context, db *bolt.DB, small []bucket) erro
 			return err
 		}
 	}
-	w := keyWriter{records: c.records}
+	w := keyWriter{records: c.records, arena: &c.arena}
 	for {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -195,6 +195,7 @@ func update(db *bolt.DB, bucket string, fn func(*bolt.Bucket) error) error {
 // keyWriter writes the records to bucket key, some at a time.
 type keyWriter struct {
 	records []record
+	arena   *arena
 	next    int
 	sub     int64 // of the next record, if it has the revision of the one before
 }
@@ -207,10 +208,10 @@ func (w *keyWriter) batch(b *bolt.Bucket) error {
 		} else {
 			w.sub = 0
 		}
-		if err := b.Put(revision(r.modified, w.sub), r.kv); err != nil {
+		if err := b.Put(revision(r.modified, w.sub), w.arena.kv(r)); err != nil {
 			return err
 		}
-		bytes += len(r.kv)
+		bytes += int(r.size)
 	}
 	return nil
 }

@@ -34,9 +34,8 @@ type Progress func(done, total int64)
 
 // CopyOptions says how CopyTree copies.
 type CopyOptions struct {
-	// Hash fills in File.SHA256, which is of the copy as read back, and compares the copy with the source. Reading back
-	// goes through the page cache: with the fsync it shows that the right bytes were handed to the device, not that the
-	// device keeps them.
+	// Hash fills in File.SHA256, and reads the copy back and compares it with the source. Reading back goes through the
+	// page cache: with the fsync it shows that the right bytes were handed to the device, not that the device keeps them.
 	Hash     bool
 	Progress Progress
 }
@@ -196,7 +195,7 @@ func (c *copier) copyFile(ctx context.Context, e *entry) (err error) {
 	}
 	var p *prover
 	if c.Hash {
-		p = newProver(ctx, dst, src, &e.File)
+		p = newProver(dst, src, &e.File)
 	}
 	err = c.copyContent(ctx, dst, src, e, p)
 	if err == nil {

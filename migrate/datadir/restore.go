@@ -153,7 +153,7 @@ func (b Backup) copies(l Layout) (data, wal []entry, err error) {
 	for _, f := range b.Manifest.Files {
 		e := found[f.Path]
 		if e.Size != f.Size {
-			return nil, nil, fmt.Errorf("the backup is damaged: %s has %d bytes and should have %d", e.src, e.Size, f.Size)
+			return nil, nil, sizeError(e.src, e.Size, f.Size)
 		}
 		e.File = f
 		top, below, _ := strings.Cut(f.Path, "/")

@@ -3,8 +3,6 @@ package keyspace
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,28 +15,19 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
-	"go.uber.org/zap"
-
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/server/v3/etcdserver/api/snap"
-	"go.etcd.io/etcd/server/v3/storage/wal"
-	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
-	"go.etcd.io/raft/v3/raftpb"
 )
 
 // v2Etcd is a real etcd on a directory of its own, driven through the v2 API.
 type v2Etcd struct {
-	t         *testing.T
-	dir       string
-	url       string
-	peer      string
-	cmd       *exec.Cmd
-	log       bytes.Buffer
-	auth      bool
-	hidden    []string // keys that no listing shows
-	lastIndex uint64   // X-Etcd-Index of the last answer
+	t                    *testing.T
+	binary, version      string
+	dir, name, url, peer string
+	args                 []string // of its last start
+	cmd                  *exec.Cmd
+	log                  bytes.Buffer
+	auth                 bool     // requests need a password
+	hidden               []string // keys that no listing shows
+	lastIndex            uint64   // X-Etcd-Index of the last answer
 }
 
 func v2EtcdBinary(t *testing.T, version string) string {
@@ -76,40 +65,55 @@ func v2FreeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// startV2Etcd starts a member and waits until it answers. cluster is its --initial-cluster beside itself, "" for none.
-func startV2Etcd(t *testing.T, version, cluster string, args ...string) *v2Etcd {
+func newV2Etcd(t *testing.T, version string) *v2Etcd {
 	t.Helper()
-	binary := v2EtcdBinary(t, version)
-	e := &v2Etcd{t: t, dir: t.TempDir(), url: "http://" + v2FreeAddr(t), peer: "http://" + v2FreeAddr(t)}
-	name := "m" + e.peer[strings.LastIndexByte(e.peer, ':')+1:]
-	state := "new"
-	if cluster != "" {
-		cluster, state = cluster+",", "existing"
+	e := &v2Etcd{t: t, binary: v2EtcdBinary(t, version), version: version}
+	e.dir, e.url, e.peer = t.TempDir(), "http://"+v2FreeAddr(t), "http://"+v2FreeAddr(t)
+	e.name = "m" + e.peer[strings.LastIndexByte(e.peer, ':')+1:]
+	t.Cleanup(func() {
+		if e.cmd != nil && e.cmd.ProcessState == nil {
+			e.cmd.Process.Kill()
+			e.cmd.Wait()
+		}
+	})
+	return e
+}
+
+// start starts the member, in a new cluster of its own or with the others in an existing one.
+func (e *v2Etcd) start(with []*v2Etcd, args ...string) {
+	e.t.Helper()
+	cluster, state := e.name+"="+e.peer, "new"
+	for _, other := range with {
+		cluster, state = cluster+","+other.name+"="+other.peer, "existing"
 	}
-	e.cmd = exec.Command(binary, append([]string{
-		"--name", name, "--data-dir", e.dir,
+	if e.version >= "3.4" {
+		args = append(args, "--enable-v2")
+	}
+	e.args = append([]string{
+		"--name", e.name, "--data-dir", e.dir,
 		"--listen-client-urls", e.url, "--advertise-client-urls", e.url,
 		"--listen-peer-urls", e.peer, "--initial-advertise-peer-urls", e.peer,
-		"--initial-cluster", cluster + name + "=" + e.peer, "--initial-cluster-state", state,
+		"--initial-cluster", cluster, "--initial-cluster-state", state,
 		"--heartbeat-interval", "10", "--election-timeout", "50",
-	}, args...)...)
+	}, args...)
+	e.restart()
+}
+
+func (e *v2Etcd) restart() {
+	e.t.Helper()
+	if e.cmd != nil {
+		e.stop()
+	}
+	e.cmd = exec.Command(e.binary, e.args...)
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "ETCD_") {
 			e.cmd.Env = append(e.cmd.Env, v)
 		}
 	}
 	e.cmd.Stdout, e.cmd.Stderr = &e.log, &e.log
-	e.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := e.cmd.Start(); err != nil {
-		t.Fatal(err)
+		e.t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if e.cmd.ProcessState == nil {
-			e.cmd.Process.Kill()
-			e.cmd.Wait()
-		}
-	})
-	return e
 }
 
 func (e *v2Etcd) wait() {
@@ -240,140 +244,3 @@ func (e *v2Etcd) live() map[string]v2Node {
 	}
 	return nodes
 }
-
-// v2Replay reads a stopped member's directory: its newest snapshot and the committed entries after it.
-func v2Replay(t *testing.T, dir string) (tree *Tree, snapshots, entries int) {
-	t.Helper()
-	lg := zap.NewNop()
-	tree, at := NewTree(), walpb.Snapshot{}
-	found, err := snap.New(lg, filepath.Join(dir, "member", "snap")).Load()
-	switch {
-	case err == nil:
-		if tree, err = LoadTree(found.Data); err != nil {
-			t.Fatal(err)
-		}
-		at.Index, at.Term = found.Metadata.Index, found.Metadata.Term
-		snapshots = 1
-	case !errors.Is(err, snap.ErrNoSnapshot):
-		t.Fatal(err)
-	}
-	w, err := wal.OpenForRead(lg, filepath.Join(dir, "member", "wal"), at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	_, state, ents, err := w.ReadAll()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, ent := range ents {
-		if ent.Index > state.Commit {
-			break
-		}
-		entries++
-		if err := v2ApplyEntry(tree, ent); err != nil {
-			t.Fatalf("entry %d: %v", ent.Index, err)
-		}
-	}
-	return tree, snapshots, entries
-}
-
-func v2ApplyEntry(tree *Tree, ent raftpb.Entry) error {
-	if ent.Type == raftpb.EntryConfChange {
-		var cc raftpb.ConfChange
-		if err := cc.Unmarshal(ent.Data); err != nil {
-			return err
-		}
-		return tree.ApplyConfChange(&cc)
-	}
-	if len(ent.Data) == 0 {
-		return nil
-	}
-	var r etcdserverpb.InternalRaftRequest
-	if r.Unmarshal(ent.Data) == nil {
-		return tree.ApplyV3(&r)
-	}
-	var v2 etcdserverpb.Request
-	if err := v2.Unmarshal(ent.Data); err != nil {
-		return err
-	}
-	return tree.ApplyV2(&v2)
-}
-
-// v2Valid makes of a key or value what a JSON answer shows of it.
-func v2Valid(s string) string {
-	raw, _ := json.Marshal(s)
-	json.Unmarshal(raw, &s)
-	return s
-}
-
-// compareDir holds what the stopped member's directory says against what the member said last.
-func (e *v2Etcd) compareDir(live map[string]v2Node, index uint64) *Tree {
-	e.t.Helper()
-	tree, snapshots, entries := v2Replay(e.t, e.dir)
-	e.t.Logf("%d live nodes, %d snapshot, %d entries, index %d", len(live), snapshots, entries, index)
-	if tree.Index() != index {
-		e.t.Errorf("index %d, etcd had %d", tree.Index(), index)
-	}
-
-	got := map[string]v2Node{}
-	for path, n := range v2Nodes(tree) {
-		key, user := strings.CutPrefix(path, "/1/")
-		if !user {
-			continue
-		}
-		key, n.Value = v2Valid("/"+key), v2Valid(n.Value)
-		if _, shown := live[key]; !shown && n.Dir && strings.Contains(key, "/_") {
-			continue
-		}
-		got[key] = n
-	}
-	if diff := cmp.Diff(live, got); diff != "" {
-		e.t.Errorf("nodes differ (-etcd +tree)\n%.5000s", diff)
-	}
-
-	records, last := map[string]v2Node{}, ""
-	err := tree.Each(time.Now(), func(r Record) error {
-		if string(r.Key) <= last {
-			e.t.Errorf("key %q comes after %q", r.Key, last)
-		}
-		last = string(r.Key)
-		records[v2Valid(last)] = v2Node{
-			Value: v2Valid(string(r.Value)), Created: uint64(r.Created), Modified: uint64(r.Modified), Expiry: r.Expiry,
-		}
-		return nil
-	})
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	want := map[string]v2Node{}
-	for key, n := range live {
-		if n.Dir {
-			continue
-		}
-		for dir := filepath.Dir(key); dir != "/"; dir = filepath.Dir(dir) {
-			if x := live[dir].Expiry; !x.IsZero() && (n.Expiry.IsZero() || x.Before(n.Expiry)) {
-				n.Expiry = x
-			}
-		}
-		want[key] = n
-	}
-	if diff := cmp.Diff(want, records); diff != "" {
-		e.t.Errorf("records differ (-etcd +tree)\n%.5000s", diff)
-	}
-	return tree
-}
-
-func v2Path(elem string, depth int) string { return strings.Repeat("/"+elem, depth) }
-
-// v2Form gives pairs for do, for the sake of short lines.
-func v2Form(pairs string) []string {
-	var form []string
-	for _, pair := range strings.Fields(pairs) {
-		k, v, _ := strings.Cut(pair, "=")
-		form = append(form, k, v)
-	}
-	return form
-}
-
-var v2Letters = fmt.Sprintf("%s<&>\"\\\x00\x01\x1f\x7f\u2028", strings.Repeat("é", 100))

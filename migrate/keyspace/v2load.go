@@ -1,14 +1,11 @@
 package keyspace
 
 import (
-	"encoding/json"
+	"container/heap"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"time"
-	"unicode/utf8"
-	"unsafe"
 )
 
 // LoadTree reads a v2 store from the JSON that etcd saves it as: the data of a raft snapshot. The JSON is that of
@@ -16,8 +13,8 @@ import (
 // does not matter, and those that hold no content, such as WatcherHub and Stats, are skipped. Like etcd it keeps what
 // has expired, until a SYNC entry.
 //
-// The tree keeps using snapshot, which must not be changed later: a million keys that are also copied would need half
-// as much memory again.
+// The tree keeps using the bytes of snapshot, which must not be changed later: to copy the names and values out of it
+// would double what the tree itself needs.
 func LoadTree(snapshot []byte) (*Tree, error) {
 	p := treeParser{data: snapshot}
 	t, err := p.store()
@@ -29,16 +26,6 @@ func LoadTree(snapshot []byte) (*Tree, error) {
 
 // treeMaxDepth limits how deep directories nest. What encoding/json takes is far below.
 const treeMaxDepth = 100_000
-
-// treeParser reads JSON from a position on. encoding/json would take 20 times as long and need a map of structs first.
-type treeParser struct {
-	data  []byte
-	at    int
-	depth int
-	ttls  int // nodes with an expiry
-}
-
-var errTreeCutOff = errors.New("it is cut off")
 
 func (p *treeParser) store() (*Tree, error) {
 	t := &Tree{}
@@ -89,8 +76,8 @@ func (t *Tree) collectExpiries(dir *treeNode) {
 			t.collectExpiries(child)
 		}
 		if e := child.ttl; e != nil {
-			child.ttl = nil
-			t.setExpiry(child, dir, name, e.expiry)
+			e.node, e.parent, e.name = child, dir, name
+			heap.Push(&t.ttls, e)
 		}
 	}
 }
@@ -163,171 +150,4 @@ func (p *treeParser) expiry(n *treeNode) error {
 		p.ttls++
 	}
 	return nil
-}
-
-// object reads an object; member reads one name and its value.
-func (p *treeParser) object(member func() error) error {
-	if err := p.expect('{'); err != nil {
-		return err
-	}
-	if p.next() == '}' {
-		p.at++
-		return nil
-	}
-	for {
-		if err := member(); err != nil {
-			return err
-		}
-		switch p.next() {
-		case '}':
-			p.at++
-			return nil
-		case ',':
-			p.at++
-		case 0:
-			return errTreeCutOff
-		default:
-			return errors.New("a comma or a closing brace is missing")
-		}
-	}
-}
-
-// field reads the colon after a name and then the value.
-func (p *treeParser) field(value func() error) error {
-	if err := p.expect(':'); err != nil {
-		return err
-	}
-	return value()
-}
-
-func (p *treeParser) space() {
-	for p.at < len(p.data) {
-		switch p.data[p.at] {
-		case ' ', '\t', '\n', '\r':
-			p.at++
-		default:
-			return
-		}
-	}
-}
-
-// next gives the next byte that is not white space, 0 at the end.
-func (p *treeParser) next() byte {
-	p.space()
-	if p.at == len(p.data) {
-		return 0
-	}
-	return p.data[p.at]
-}
-
-func (p *treeParser) expect(c byte) error {
-	switch got := p.next(); {
-	case got == c:
-		p.at++
-		return nil
-	case p.at == len(p.data):
-		return errTreeCutOff
-	default:
-		return fmt.Errorf("%q is where %q should be", got, c)
-	}
-}
-
-// number reads an index, which must fit a revision of the v3 store.
-func (p *treeParser) number() (uint64, error) {
-	p.space()
-	start, n := p.at, uint64(0)
-	for ; p.at < len(p.data); p.at++ {
-		digit := p.data[p.at] - '0'
-		if digit > 9 {
-			break
-		}
-		if n > (math.MaxInt64-uint64(digit))/10 {
-			return 0, errors.New("an index is too large")
-		}
-		n = n*10 + uint64(digit)
-	}
-	if p.at == start {
-		return 0, errors.New("an index is no number")
-	}
-	return n, nil
-}
-
-// raw reads a string and gives what is between its quotes. Plain means that it stands there as it is: no escapes, and
-// valid UTF-8.
-func (p *treeParser) raw() (s []byte, plain bool, err error) {
-	if err := p.expect('"'); err != nil {
-		return nil, false, err
-	}
-	start, plain, ascii := p.at, true, true
-	for i := start; i < len(p.data); i++ {
-		switch c := p.data[i]; {
-		case c == '"':
-			s, p.at = p.data[start:i], i+1
-			return s, plain && (ascii || utf8.Valid(s)), nil
-		case c == '\\':
-			plain = false
-			i++
-		case c < ' ':
-			p.at = i
-			return nil, false, errors.New("a string has a control character in it")
-		case c >= utf8.RuneSelf:
-			ascii = false
-		}
-	}
-	p.at = len(p.data)
-	return nil, false, errTreeCutOff
-}
-
-// text reads a string and leaves what is not plain to encoding/json: its escapes and its ways with invalid UTF-8.
-func (p *treeParser) text() (string, error) {
-	raw, plain, err := p.raw()
-	if err != nil || plain {
-		return treeString(raw), err
-	}
-	end := p.at
-	var s string
-	if err := json.Unmarshal(p.data[end-len(raw)-2:end], &s); err != nil {
-		return "", fmt.Errorf("read string: %w", err)
-	}
-	return s, nil
-}
-
-// treeString is a string on the bytes of the snapshot, which nobody changes.
-func treeString(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
-
-// skip passes over a value without content. It only looks for its end.
-func (p *treeParser) skip() error {
-	for depth := 0; ; {
-		switch c := p.next(); c {
-		case 0:
-			return errTreeCutOff
-		case '"':
-			if _, _, err := p.raw(); err != nil {
-				return err
-			}
-		case '{', '[':
-			p.at++
-			depth++
-			continue
-		case '}', ']':
-			if depth == 0 {
-				return errors.New("a value is missing")
-			}
-			p.at++
-			depth--
-		case ',', ':':
-			if depth == 0 {
-				return errors.New("a value is missing")
-			}
-			p.at++
-			continue
-		default: // a number or a word
-			for p.at < len(p.data) && !strings.ContainsRune(",:{}[]\" \t\n\r", rune(p.data[p.at])) {
-				p.at++
-			}
-		}
-		if depth == 0 {
-			return nil
-		}
-	}
 }

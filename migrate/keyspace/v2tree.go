@@ -115,7 +115,7 @@ func (t *Tree) create(p string, dir bool, value string, unique, replace bool, ex
 	}
 	slash := strings.LastIndexByte(p, '/')
 	parent, name := t.root, p[slash+1:]
-	for rest := strings.Trim(p[:slash], "/"); rest != ""; {
+	for rest := strings.TrimPrefix(p[:slash], "/"); rest != ""; {
 		var elem string
 		elem, rest, _ = strings.Cut(rest, "/")
 		child := parent.children[elem]
@@ -162,7 +162,8 @@ func (t *Tree) set(p string, dir bool, value string, refresh bool, expiry time.T
 //
 // Etcd 2.2 to 3.4 change a directory's expiry, count the index up and leave the directory's modifiedIndex alone. Since
 // 3.5 the request fails and does nothing. Which etcd applied an entry is not in the log; the cluster version at the
-// entry is, and follows the etcd's version within seconds of a start.
+// entry is, and follows the etcd's version within seconds of a start. What this rule cannot know is that 3.5 was started
+// on entries of 3.4 that no snapshot covers: it applies them again in its own way, and loses what 3.4 had done.
 func (t *Tree) update(p, value string, refresh bool, expiry time.Time) {
 	p = treeClean(p)
 	n, parent, name := t.find(p)

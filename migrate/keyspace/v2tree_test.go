@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +117,8 @@ func (p *v2Pair) compare(t *testing.T, after any) {
 	if !maps.Equal(got, want) {
 		t.Fatalf("after %v: nodes differ (-etcd +tree)\n%s", after, cmp.Diff(want, got))
 	}
+	p.compareViews(t, time.Unix(0, 1.58e18), want)
+
 	// What is on the heap is what has an expiry, each where it thinks it is.
 	expiring := 0
 	for _, n := range got {
@@ -129,6 +133,38 @@ func (p *v2Pair) compare(t *testing.T, after any) {
 		if e.at != i || e.node.ttl != e || e.parent.children[e.name] != e.node {
 			t.Fatalf("after %v: heap entry %d (%q) is wrong", after, i, e.name)
 		}
+	}
+}
+
+// compareViews holds Each and Stats against etcd's nodes: the keys of users in bytewise order, but not what is over.
+func (p *v2Pair) compareViews(t *testing.T, now time.Time, nodes map[string]v2Node) {
+	t.Helper()
+	var want, got []string
+	for path, n := range nodes {
+		if n.Dir || !strings.HasPrefix(path, "/1/") {
+			continue
+		}
+		over := false
+		for p := path; p != "/"; p = filepath.Dir(p) {
+			x := nodes[p].Expiry
+			over = over || !x.IsZero() && !x.After(now)
+		}
+		if !over {
+			want = append(want, path[len("/1"):])
+		}
+	}
+	slices.Sort(want)
+	size := 0
+	p.tree.Each(now, func(r Record) error {
+		got = append(got, string(r.Key))
+		size += len(r.Key) + len(r.Value)
+		return nil
+	})
+	if !slices.Equal(got, want) {
+		t.Fatalf("Each differs (-want +got)\n%s", cmp.Diff(want, got))
+	}
+	if s := p.tree.Stats(now); s.Keys != len(want) || s.Bytes != int64(size) {
+		t.Fatalf("%+v, but %d keys of %d bytes", s, len(want), size)
 	}
 }
 
@@ -251,6 +287,9 @@ func (s *v2Script) request(p *v2Pair) *etcdserverpb.Request {
 		r.Method = "SYNC"
 		s.now += int64(s.next(40))
 		r.Time = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano() + s.now*1e9
+		if len(p.tree.ttls) > 0 && s.next(4) == 0 {
+			r.Time = p.tree.ttls[0].expiry.UnixNano() + int64(s.next(3)-1) // on the very nanosecond, and beside it
+		}
 	}
 	return r
 }
@@ -270,7 +309,7 @@ func TestTreeAgainstV2Store(t *testing.T) {
 			for i := range ops / 4 {
 				r := s.request(p)
 				p.apply(t, r)
-				if i%8 == 0 {
+				if i%20 == 0 {
 					p.compare(t, r)
 				}
 				if i%500 == 499 {
@@ -314,74 +353,4 @@ func FuzzTreeAgainstV2Store(f *testing.F) {
 		p.apply(t, &etcdserverpb.Request{Method: "SYNC", Time: time.Now().UnixNano()})
 		p.compare(t, "SYNC")
 	})
-}
-
-// TestTreeUpdateOfDirectory pins the one request that 3.5 and later treat unlike all before, which the store of 3.6
-// cannot show.
-func TestTreeUpdateOfDirectory(t *testing.T) {
-	yes, expiration := true, time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)
-	for _, tt := range []struct {
-		version string
-		expiry  time.Time
-		counts  uint64
-	}{
-		{"", expiration, 1},
-		{"2.3.0", expiration, 1},
-		{"3.4.0", expiration, 1},
-		{"3.5.0", time.Time{}, 0},
-		{"3.6.0", time.Time{}, 0},
-	} {
-		t.Run(tt.version, func(t *testing.T) {
-			tree := NewTree()
-			apply := func(r *etcdserverpb.Request) {
-				if err := tree.ApplyV2(r); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if tt.version != "" {
-				apply(&etcdserverpb.Request{Method: "PUT", Path: "/0/version", Val: tt.version})
-			}
-			apply(&etcdserverpb.Request{Method: "PUT", Path: "/1/dir", Dir: true})
-			before := tree.Index()
-			apply(&etcdserverpb.Request{
-				Method: "PUT", Path: "/1/dir", Dir: true, PrevExist: &yes, Expiration: expiration.UnixNano(),
-			})
-			want := v2Node{Dir: true, Created: before, Modified: before, Expiry: tt.expiry}
-			if diff := cmp.Diff(want, v2Nodes(tree)["/1/dir"]); diff != "" {
-				t.Errorf("directory (-want +got)\n%s", diff)
-			}
-			if got := tree.Index() - before; got != tt.counts {
-				t.Errorf("the index rose by %d, want %d", got, tt.counts)
-			}
-		})
-	}
-}
-
-func TestTreeRefuses(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		r    *etcdserverpb.Request
-		want string
-	}{
-		{"method", &etcdserverpb.Request{Method: "PATCH", Path: "/1/a"}, `no method "PATCH"`},
-		{"no method", &etcdserverpb.Request{}, `no method ""`},
-		{"version", &etcdserverpb.Request{Method: "PUT", Path: "/0/version", Val: "new"}, "cluster version"},
-		{"member", &etcdserverpb.Request{Method: "PUT", Path: "/0/members/ab/attributes", Val: "{}"}, "no such member"},
-		{"attributes", &etcdserverpb.Request{Method: "PUT", Path: "/0/members/ab/attributes", Val: "s3cret"}, "no member's attributes"},
-		{"member ID", &etcdserverpb.Request{Method: "PUT", Path: "/1/0/members/ab/attributes/x/y", Val: "{}"}, "no member ID"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			tree := NewTree()
-			err := tree.ApplyV2(tt.r)
-			if err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Fatalf("got %v, want %q", err, tt.want)
-			}
-			if strings.Contains(err.Error(), "s3cret") {
-				t.Errorf("a value is in %q", err)
-			}
-			if tree.Index() != 0 {
-				t.Errorf("index is %d", tree.Index())
-			}
-		})
-	}
 }

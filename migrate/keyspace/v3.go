@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -72,8 +73,13 @@ func (d *DB) open() error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("it is no file: %w", fs.ErrInvalid)
 	}
-	d.size = info.Size()
-	if d.pages, err = openV3Pages(d.file, d.size); err != nil {
+	return d.load(d.file, info.Size())
+}
+
+// load reads the meta pages and the root bucket.
+func (d *DB) load(r io.ReaderAt, size int64) (err error) {
+	d.size = size
+	if d.pages, err = openV3Pages(r, size); err != nil {
 		return err
 	}
 	if d.buckets, err = d.pages.buckets(); err != nil {
@@ -149,12 +155,9 @@ func (d *DB) Each(fn func(Record) error) error {
 		if err := kv.Unmarshal(v); err != nil {
 			return d.damaged(BucketKey, fmt.Errorf("decode revision %d: %w", revision, err))
 		}
-		hash := [2]uint64{maphash.Bytes(first, kv.Key), maphash.Bytes(second, kv.Key)}
-		if _, ok := seen[hash]; ok {
-			return nil
-		}
-		seen[hash] = struct{}{}
-		if deleted {
+		known := len(seen)
+		seen[[2]uint64{maphash.Bytes(first, kv.Key), maphash.Bytes(second, kv.Key)}] = struct{}{}
+		if len(seen) == known || deleted {
 			return nil
 		}
 		return fn(Record{

@@ -19,10 +19,10 @@ var (
 	textLine = regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+ ([CEWNID]) \| (.*)$`)
 	// What Go and etcd print without a logger when they give up.
 	severeLine = regexp.MustCompile(`^\s*(panic:|fatal error:|\[signal |etcd:|etcdmain:|flag provided but not defined|` +
-		`error verifying flags|conflicting environment variable)`)
+		`error verifying flags|invalid value|conflicting environment variable)`)
 	stackLine = regexp.MustCompile(`^(goroutine \d+ \[|\t|.*\.go:\d+|created by |r\w+ +0x[0-9a-f]+$)`)
 	// Requests and their keys turn up in warnings about slow ones, mostly.
-	mayHoldKeys = regexp.MustCompile(`took too long|too slow|failed to apply request|request "|request=|key:|range_end|value|/v[23]/|/v3(alpha|beta)/`)
+	mayHoldKeys = regexp.MustCompile(`took too long|too slow|failed to apply request|request "|request=|key:|range_end|value:|value_size|/v[23]/|/v3(alpha|beta)/`)
 )
 
 // harmlessFields are the fields of a line of JSON that hold no keys and say something: zap's lines have a message that
@@ -80,7 +80,7 @@ func readLine(line string) (text string, severe bool) {
 func readJSON(line string) (text string, severe bool) {
 	var fields map[string]any
 	if json.Unmarshal([]byte(line), &fields) != nil {
-		return "", false // cut off at the start of what was kept
+		return "", false
 	}
 	msg, _ := fields["msg"].(string)
 	if msg == "" || mayHoldKeys.MatchString(msg) {

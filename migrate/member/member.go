@@ -159,15 +159,14 @@ func (e *Etcd) Stop(ctx context.Context) error {
 	}
 	defer e.client.CloseIdleConnections()
 	started := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	e.awaitSnapshotSaved(ctx)
 	_ = process.Signal(syscall.SIGTERM) // fails only if it has ended, which is seen below
-
-	grace := time.NewTimer(stopGrace)
-	defer grace.Stop()
 	select {
 	case <-e.exited:
 		e.cfg.Log.Debug("private etcd stopped", "release", e.cfg.Release, "took", time.Since(started))
 		return e.end
-	case <-grace.C:
 	case <-ctx.Done():
 	}
 	e.mu.Lock()

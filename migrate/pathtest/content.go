@@ -23,41 +23,43 @@ type Key struct {
 	Value             string
 	Created, Modified int64
 	Expiry            time.Time // zero if it stays, or if the etcd cannot tell (3.0)
-	Lease             int64     // ID, 0 for none and for the v2 store
+	// Lease and TTL are the lease's ID and the TTL in seconds that it was granted, 0 for none and in the v2 store. An etcd
+	// begins to count a TTL anew at each start.
+	Lease, TTL int64
 }
 
-// Content is all that a client sees, by key.
-type Content map[string]Key
+// Content is all that a client sees.
+type Content struct {
+	Keys map[string]Key
+	Read time.Time // when it was read
+}
 
-// expirySlack is how far two readings of one expiry may be apart: the v3 API counts in whole seconds that remain, from a
-// start that is a moment later.
-const expirySlack = 5 * time.Second
-
-// Compare names what differs between what an etcd held before and after. Keys that had to expire meanwhile, at now, must
-// be gone, and no others. At most ten differences are named, none with a value.
-func Compare(before, after Content, now time.Time) []string {
+// Compare names what differs between what an etcd held before and after. Keys whose TTL has ended in the meantime must be
+// gone, and no others; no key may end earlier than it had to, nor later than a TTL that is counted anew from some moment
+// in the meantime. At most ten differences are named, none with a value.
+func Compare(before, after Content) []string {
 	var diffs []string
 	say := func(format string, args ...any) { diffs = append(diffs, fmt.Sprintf(format, args...)) }
-	for _, k := range slices.Sorted(maps.Keys(before)) {
-		b := before[k]
-		a, ok := after[k]
+	between := after.Read.Sub(before.Read)
+	for _, k := range slices.Sorted(maps.Keys(before.Keys)) {
+		b := before.Keys[k]
+		a, ok := after.Keys[k]
 		switch {
-		case !ok && !b.Expiry.IsZero() && b.Expiry.Before(now):
+		case !ok && !b.Expiry.IsZero() && b.Expiry.Before(after.Read):
 		case !ok:
 			say("key %.80q is lost", k)
 		case a.Value != b.Value:
 			say("key %.80q has another value, of %d bytes instead of %d", k, len(a.Value), len(b.Value))
 		case a.Created != b.Created || a.Modified != b.Modified:
 			say("key %.80q was created at %d and modified at %d, and now at %d and %d", k, b.Created, b.Modified, a.Created, a.Modified)
-		case b.Lease != 0 && a.Lease != b.Lease:
-			say("key %.80q has lease %x instead of %x", k, a.Lease, b.Lease)
-		case b.Lease != 0 && b.Expiry.IsZero():
-		case a.Expiry.IsZero() != b.Expiry.IsZero(), a.Expiry.Sub(b.Expiry).Abs() > expirySlack:
+		case b.Lease != 0 && (a.Lease != b.Lease || b.TTL != 0 && a.TTL != b.TTL):
+			say("key %.80q has lease %x of %d s instead of %x of %d s", k, a.Lease, a.TTL, b.Lease, b.TTL)
+		case b.Lease == 0 && !sameExpiry(b.Expiry, a.Expiry, between):
 			say("key %.80q expires at %s instead of %s", k, a.Expiry.Format(time.RFC3339), b.Expiry.Format(time.RFC3339))
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(after)) {
-		if _, ok := before[k]; !ok {
+	for _, k := range slices.Sorted(maps.Keys(after.Keys)) {
+		if _, ok := before.Keys[k]; !ok {
 			say("key %.80q was not there before", k)
 		}
 	}
@@ -66,6 +68,16 @@ func Compare(before, after Content, now time.Time) []string {
 		diffs = append(diffs[:most], fmt.Sprintf("and %d more", len(diffs)-most))
 	}
 	return diffs
+}
+
+// sameExpiry allows for whole seconds, rounded down when the v3 API tells what remains and up when a lease is made, and
+// for the etcd minimum of a TTL, 2 s.
+func sameExpiry(before, after time.Time, between time.Duration) bool {
+	if before.IsZero() || after.IsZero() {
+		return before.IsZero() && after.IsZero()
+	}
+	later := after.Sub(before)
+	return later > -time.Second && later < between+3*time.Second
 }
 
 // v2Node is a node as the v2 API answers.
@@ -112,19 +124,19 @@ func escape(key string) string {
 
 // ReadV2 reads everything below the root, and below the given hidden keys and directories, which no listing shows.
 func (s *Server) ReadV2(ctx context.Context, hidden ...string) (Content, error) {
-	content := Content{}
+	content := Content{Keys: map[string]Key{}, Read: time.Now()}
 	for _, key := range append([]string{"/"}, hidden...) {
 		status, body, err := s.V2(ctx, http.MethodGet, key, url.Values{"recursive": {"true"}})
 		if err != nil {
-			return nil, err
+			return Content{}, err
 		}
 		if status != http.StatusOK {
-			return nil, fmt.Errorf("read %q: %d %s", key, status, body)
+			return Content{}, fmt.Errorf("read %q: %d %s", key, status, body)
 		}
 		var answer struct{ Node v2Node }
 		d := json.NewDecoder(bytes.NewReader(body))
 		if err := d.Decode(&answer); err != nil {
-			return nil, fmt.Errorf("read %q: %w", key, err)
+			return Content{}, fmt.Errorf("read %q: %w", key, err)
 		}
 		content.add(answer.Node, time.Time{})
 	}
@@ -138,7 +150,7 @@ func (c Content) add(n v2Node, above time.Time) {
 		expiry = *n.Expiration
 	}
 	if !n.Dir {
-		c[n.Key] = Key{Value: n.Value, Created: n.CreatedIndex, Modified: n.ModifiedIndex, Expiry: expiry}
+		c.Keys[n.Key] = Key{Value: n.Value, Created: n.CreatedIndex, Modified: n.ModifiedIndex, Expiry: expiry}
 		return
 	}
 	for _, child := range n.Nodes {
@@ -150,7 +162,7 @@ func (c Content) add(n v2Node, above time.Time) {
 func (s *Server) ReadV3(ctx context.Context) (Content, error) {
 	c, err := s.V3()
 	if err != nil {
-		return nil, err
+		return Content{}, err
 	}
 	return ReadV3(ctx, c)
 }
@@ -158,31 +170,39 @@ func (s *Server) ReadV3(ctx context.Context) (Content, error) {
 // ReadV3 reads all keys of the v3 store that a client reaches.
 func ReadV3(ctx context.Context, c *clientv3.Client) (Content, error) {
 	const page = 1000
-	content, expiries := Content{}, map[int64]time.Time{}
+	content, leases := Content{Keys: map[string]Key{}, Read: time.Now()}, map[int64]Key{}
 	for from := "\x00"; ; {
 		res, err := c.Get(ctx, from, clientv3.WithFromKey(), clientv3.WithLimit(page))
 		if err != nil {
-			return nil, err
+			return Content{}, err
 		}
 		for _, kv := range res.Kvs {
 			k := Key{Value: string(kv.Value), Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: kv.Lease}
-			if _, known := expiries[kv.Lease]; !known && kv.Lease != 0 {
-				lease, err := c.TimeToLive(ctx, clientv3.LeaseID(kv.Lease))
-				switch {
-				case status.Code(err) == codes.Unimplemented:
-					expiries[kv.Lease] = time.Time{}
-				case err != nil:
-					return nil, err
-				default:
-					expiries[kv.Lease] = time.Now().Add(time.Duration(lease.TTL) * time.Second)
+			lease, known := leases[kv.Lease]
+			if !known && kv.Lease != 0 {
+				if lease, err = readLease(ctx, c, kv.Lease); err != nil {
+					return Content{}, err
 				}
+				leases[kv.Lease] = lease
 			}
-			k.Expiry = expiries[kv.Lease]
-			content[string(kv.Key)] = k
+			k.Expiry, k.TTL = lease.Expiry, lease.TTL
+			content.Keys[string(kv.Key)] = k
 		}
 		if !res.More {
 			return content, nil
 		}
 		from = string(res.Kvs[len(res.Kvs)-1].Key) + "\x00"
 	}
+}
+
+// readLease gives expiry and TTL of a lease; 3.0 cannot tell them.
+func readLease(ctx context.Context, c *clientv3.Client, id int64) (Key, error) {
+	lease, err := c.TimeToLive(ctx, clientv3.LeaseID(id))
+	if status.Code(err) == codes.Unimplemented {
+		return Key{}, nil
+	}
+	if err != nil {
+		return Key{}, err
+	}
+	return Key{Expiry: time.Now().Add(time.Duration(lease.TTL) * time.Second), TTL: lease.GrantedTTL}, nil
 }

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -134,6 +135,23 @@ func (s *Server) answers(ctx context.Context) error {
 		return err
 	}
 	_, err = c.Get(ctx, "/pathtest/ready")
+	return err
+}
+
+// WriteOnce makes one write that is committed and leaves a key named /pathtest/written in the store of the etcd's minor.
+func (s *Server) WriteOnce(ctx context.Context) error {
+	if s.Release.Line.Less(versionfile.Minor{Major: 3}) {
+		status, body, err := s.V2(ctx, http.MethodPut, "/pathtest/written", url.Values{"value": {"1"}})
+		if err == nil && status >= 400 {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	}
+	c, err := s.V3()
+	if err != nil {
+		return err
+	}
+	_, err = c.Put(ctx, "/pathtest/written", "1")
 	return err
 }
 

@@ -10,11 +10,12 @@
 //
 // # What is committed
 //
-// The last state record of the log decides. Etcd does not write such a record to disk for every commit (from 2.3 on it
-// stays in memory until the next entry), so after a crash the log usually ends with entries that were acknowledged to a
-// client and yet lie beyond the recorded commit. A sole voter commits all of them when it next starts; in a cluster the
-// other members decide. Each leaves them out, Summary counts them and EachUncommitted shows them. To settle them, start
-// and stop the etcd that wrote the log.
+// The last state record of the log decides, but a killed member's log can end with entries that lie beyond it although
+// a client was told that they are written. A record that only raises the commit is not written to disk at once (from 2.3
+// on). Up to 3.5 a member that is alone writes entry and commit together; from 3.6 on it does not, and in a cluster no
+// member ever did. When it next starts, a member that is alone commits all of them; in a cluster the other members
+// decide. Each leaves these entries out, Summary counts them and EachUncommitted shows them. To settle them, start and
+// stop the etcd that wrote the log.
 //
 // # Memory
 //

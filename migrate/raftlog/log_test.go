@@ -219,6 +219,38 @@ func TestOddLogs(t *testing.T) {
 	}
 }
 
+// TestSnapshotChoice has newer snapshots that the log has a record of and that etcd passes over all the same.
+func TestSnapshotChoice(t *testing.T) {
+	for name, test := range map[string]struct {
+		commit, term uint64
+		why          string
+	}{
+		"beyond the commit": {4, 1, "its index 5 is beyond the committed 4"},
+		"of another term":   {5, 2, "no record of index 5, term 2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newLog(true)
+			for i := uint64(1); i <= 5; i++ {
+				w.entry(i, 1, putRequest(i))
+			}
+			w.commit(test.commit, 1)
+			w.snapshot(3, 1)
+			w.snapshot(5, 1)
+			dir := w.save(t)
+			saveSnap(t, dir, 3, 1)
+			newest := saveSnap(t, dir, 5, test.term)
+			r, err := compare(t, filepath.Join(dir, "snap"), filepath.Join(dir, "wal"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s := r.snapshot; s.Index != 3 || len(s.Skipped) != 1 ||
+				!strings.HasPrefix(s.Skipped[0], newest+": ") || !strings.Contains(s.Skipped[0], test.why) {
+				t.Errorf("took %d, skipped %q", s.Index, s.Skipped)
+			}
+		})
+	}
+}
+
 // TestBadEntry is a log that etcd reads but cannot apply.
 func TestBadEntry(t *testing.T) {
 	w := newLog(true)

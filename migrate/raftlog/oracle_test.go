@@ -114,7 +114,11 @@ func forReading(walDir string, start walpb.Snapshot) ([]byte, raftpb.HardState, 
 	if err != nil {
 		return nil, raftpb.HardState{}, nil, err
 	}
-	return w.ReadAll() // closes what it has read
+	metadata, state, entries, err := w.ReadAll() // closes what it has read
+	if errors.Is(err, wal.ErrSnapshotNotFound) && start.Index == 0 {
+		err = nil // when it writes, etcd since 3.0 overlooks that the record of the empty state is missing
+	}
+	return metadata, state, entries, err
 }
 
 // normal is the entry with the change of members written as etcd did before 3.7, which leaves zeros out.

@@ -16,10 +16,11 @@ func frames(b []byte) (offsets []int) {
 	for at+8 <= len(b) {
 		offsets = append(offsets, at)
 		length := binary.LittleEndian.Uint64(b[at:])
-		if length == 0 {
+		size := int(length << 8 >> 8)
+		if length == 0 || size > len(b) {
 			return offsets
 		}
-		at += 8 + int(length<<8>>8)
+		at += 8 + size
 		if length>>63 == 1 {
 			at += int(length >> 56 & 7)
 		}

@@ -82,7 +82,7 @@ func demo(bin string) (err error) {
 	printSteps(log.String())
 
 	fmt.Printf("\n3. the same process is now etcd %s, %.1f s after it was started as etcd-migrate; it answers:\n\n", newest.Release, took.Seconds())
-	diffs := pathtest.Compare(before, after, time.Now())
+	diffs := pathtest.Compare(before, after)
 	printCounts(before, after, oldest, newest, len(diffs))
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	<-ended
@@ -101,12 +101,9 @@ func demo(bin string) (err error) {
 func writeOld(ctx context.Context, etcd binaries.Binary, dir string) (pathtest.Content, error) {
 	server, err := pathtest.Start(ctx, etcd, dir)
 	if err != nil {
-		return nil, err
+		return pathtest.Content{}, err
 	}
 	err = server.FillV2(ctx, plainKeys)
-	if err == nil {
-		err = pathtest.WaitForShortTTLs(ctx)
-	}
 	var content pathtest.Content
 	if err == nil {
 		content, err = server.ReadV2(ctx, pathtest.Hidden...)
@@ -119,7 +116,7 @@ func readNew(ctx context.Context, url string, ended <-chan error) (pathtest.Cont
 	for {
 		select {
 		case err := <-ended:
-			return nil, fmt.Errorf("etcd-migrate ended: %w", err)
+			return pathtest.Content{}, fmt.Errorf("etcd-migrate ended: %w", err)
 		case <-time.After(20 * time.Millisecond):
 		}
 		if conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://")); err == nil {
@@ -129,7 +126,7 @@ func readNew(ctx context.Context, url string, ended <-chan error) (pathtest.Cont
 	}
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{url}, Logger: zap.NewNop(), MaxCallRecvMsgSize: 1 << 30})
 	if err != nil {
-		return nil, err
+		return pathtest.Content{}, err
 	}
 	defer c.Close()
 	return pathtest.ReadV3(ctx, c)
@@ -170,7 +167,7 @@ type counts struct {
 }
 
 func count(content pathtest.Content) (c counts) {
-	for _, k := range content {
+	for _, k := range content.Keys {
 		c.keys++
 		c.bytes += len(k.Value)
 		c.newest = max(c.newest, k.Modified)

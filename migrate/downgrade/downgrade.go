@@ -1,0 +1,168 @@
+// Package downgrade brings the data of a stopped sole member down by one minor: keys, revisions, leases, users, the member
+// and its cluster stay what they are, and the older etcd starts on them as on its own.
+//
+// Offline does it without any etcd, for every minor from 3.7 down to 2.2. Online lets an etcd 3.7 or 3.6 do it itself.
+//
+// # What stands in the way of an older etcd
+//
+// Not the keys: the db's buckets key, lease, alarm and auth* are the same from 3.0 to 3.7. What stands in the way is
+//
+//   - the cluster version, which makes an older etcd refuse to start. Up to 3.5 the v2 store has it, which is in the raft
+//     snapshot and in the entries after that; 3.6 and newer go by bucket cluster of the db;
+//   - entries of the log that an older etcd does not know or panics on, and from 3.0 to 2.3 the framing of the WAL;
+//   - the db's storage version, and that 2.3 refuses a member with any db.
+//
+// So Offline writes the version fields of the db anew, and puts a new raft snapshot at the end of the log that makes the
+// entries before it void: see raftlog.Replacement.
+//
+// # In what order
+//
+//  1. The db's fields, in one transaction of bbolt. What is left out there is what the newer etcd does not need: it takes
+//     the data for that of its older minor and takes it over again.
+//  2. The log. From the instant on at which the new raft snapshot has its name, the data is the older minor's.
+//  3. Only from 3.0 to 2.3: the db is removed, which must not hold any keys.
+//
+// If it is killed at any instant, the newer etcd still starts on the data (before 2 is done) or the older one already does
+// (after). A second call does all of it again, with the same result.
+package downgrade
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// Params says what is brought down, and to where.
+type Params struct {
+	SnapDir, WALDir string // member/snap, and where the *.wal files are
+	// To is the minor below that of the data.
+	To versionfile.Minor
+	// AcceptLoss names what may be lost.
+	AcceptLoss []convert.Loss
+}
+
+// Report is what a downgrade did.
+type Report struct {
+	ClusterVersion string `json:"clusterVersion"` // before
+	RaftIndex      uint64 `json:"raftIndex"`      // of the new raft snapshot
+	// Checkpoints counts leases that had used up a part of their TTL as 3.4 and newer note it, and begin anew because
+	// older ones do not.
+	Checkpoints int `json:"checkpoints,omitempty"`
+	// Zombies counts members that only the db knew, and that a later upgrade to 3.6 would have brought back to life.
+	Zombies int `json:"zombies,omitempty"`
+	// Lost are the accepted losses that there were.
+	Lost []convert.Problem `json:"lost,omitempty"`
+}
+
+// ErrUnsettled says that the data does not hold all that was written to it, because etcd was killed: it has to be started
+// and stopped once more, at its own minor. Of a log whose end is torn it is raftlog.ErrUnsettled.
+var ErrUnsettled = raftlog.ErrUnsettled
+
+// Offline brings the data down by one minor. The error is a *convert.RefusedError if something would be lost that
+// AcceptLoss does not name, is or wraps ErrUnsettled if etcd was not stopped cleanly, and wraps keyspace.ErrInUse if it
+// still runs. After these nothing was changed. After any other error the data is that of the newer minor or that of the
+// older one, and Offline can be called again.
+func Offline(ctx context.Context, p Params) (Report, error) {
+	report, err := offline(ctx, p)
+	if err != nil {
+		return Report{}, fmt.Errorf("bring the data down to %s: %w", p.To, err)
+	}
+	return report, nil
+}
+
+func offline(ctx context.Context, p Params) (Report, error) {
+	d, err := read(p)
+	if err != nil {
+		return Report{}, err
+	}
+	problems, err := d.problems()
+	if err != nil {
+		return Report{}, err
+	}
+	if refused := slices.DeleteFunc(slices.Clone(problems), func(pr convert.Problem) bool {
+		return slices.Contains(p.AcceptLoss, pr.Loss)
+	}); len(refused) > 0 {
+		return Report{}, &convert.RefusedError{Problems: refused}
+	}
+	if err := context.Cause(ctx); err != nil {
+		return Report{}, err
+	}
+	// The log is prepared first because that can fail, and replaced last.
+	before := d.fingerprint()
+	d.tree.SetClusterVersion(p.To)
+	framing := raftlog.Padded
+	if p.To.Major == 2 {
+		framing = raftlog.Unpadded
+	}
+	fresh, err := raftlog.PrepareReplacement(d.log, d.summary, p.SnapDir, framing, d.tree.Save)
+	if err != nil {
+		return Report{}, err
+	}
+	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.summary.HardState.Commit, Lost: problems}
+	err = d.proveStore(fresh.Store(), before)
+	if err == nil && p.To.Major >= 3 {
+		err = d.lowerDB(&report)
+	}
+	if err != nil {
+		return Report{}, errors.Join(err, fresh.Discard())
+	}
+	if err := fresh.Install(); err != nil {
+		return Report{}, err
+	}
+	if d.db && p.To.Major == 2 {
+		err = removeDB(d.dbPath())
+	}
+	return report, err
+}
+
+// Check gives what would be lost, whether accepted or not, without changing anything. Its errors are those of Offline.
+func Check(p Params) ([]convert.Problem, error) {
+	d, err := read(p)
+	if err == nil {
+		var problems []convert.Problem
+		if problems, err = d.problems(); err == nil {
+			return problems, nil
+		}
+	}
+	return nil, fmt.Errorf("check the downgrade to %s: %w", p.To, err)
+}
+
+// fingerprint is that of the v2 store's records, the expired ones included.
+func (d *data) fingerprint() keyspace.Fingerprint { return fingerprint(d.tree) }
+
+// proveStore checks that the new snapshot's v2 store holds what the old log does.
+func (d *data) proveStore(store []byte, before keyspace.Fingerprint) error {
+	tree, err := keyspace.LoadTree(store)
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	after := fingerprint(tree)
+	if diff := keyspace.Compare(&before, &after); !diff.Equal() {
+		return fmt.Errorf("read back: the new raft snapshot does not hold the same as the old log: %s", diff)
+	}
+	members, err := tree.Members()
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	if len(members) != 1 || members[0].ID != d.log.NodeID() || tree.Index() != d.tree.Index() ||
+		tree.ClusterVersion() != d.tree.ClusterVersion() {
+		return errors.New("read back: the new raft snapshot is not as it was written")
+	}
+	return nil
+}
+
+func removeDB(path string) error {
+	if err := os.Remove(path); err != nil {
+		return fmt.Errorf("remove the db that etcd 2.x would refuse: %w", err)
+	}
+	return datadir.SyncDir(filepath.Dir(path))
+}

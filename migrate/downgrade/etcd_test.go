@@ -1,0 +1,173 @@
+package downgrade
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// etcdBinary gives the newest etcd of a minor, "3.4", that `make binaries` has built.
+func etcdBinary(t testing.TB, minor string) binaries.Binary {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs real etcds")
+	}
+	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
+	must(t, err)
+	m, err := versionfile.ParseMinor(minor)
+	must(t, err)
+	bin, ok := set.Newest(m)
+	if !ok {
+		t.Fatalf("there is no etcd %s: run make binaries", minor)
+	}
+	return bin
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func minor(t testing.TB, s string) versionfile.Minor {
+	t.Helper()
+	m, err := versionfile.ParseMinor(s)
+	must(t, err)
+	return m
+}
+
+// serve starts an etcd on a data dir, and stops it when the test ends.
+func serve(t testing.TB, version, dir string, flags ...string) *pathtest.Server {
+	t.Helper()
+	s, err := pathtest.Start(t.Context(), etcdBinary(t, version), dir, flags...)
+	must(t, err)
+	t.Cleanup(func() { s.Kill() })
+	return s
+}
+
+// upgrade makes a private etcd take the data over, as a step of a migration does.
+func upgrade(t testing.TB, version, dir string, flags ...func(*member.Config)) {
+	t.Helper()
+	e := private(t, version, dir, flags...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	must(t, e.Ready(ctx))
+	if version >= "3" {
+		_, err := e.ForceSnapshot(ctx)
+		must(t, err)
+	}
+	must(t, e.Stop(ctx))
+}
+
+func private(t testing.TB, version, dir string, change ...func(*member.Config)) *member.Etcd {
+	t.Helper()
+	bin := etcdBinary(t, version)
+	cfg := member.Config{Path: bin.Path, Release: bin.Release, DataDir: dir, Name: pathtest.Name, SnapshotCount: 3}
+	for _, c := range change {
+		c(&cfg)
+	}
+	e, err := member.Start(t.Context(), cfg)
+	must(t, err)
+	t.Cleanup(func() { e.Stop(context.Background()) })
+	return e
+}
+
+func params(t testing.TB, dir, to string) Params {
+	return Params{
+		SnapDir: filepath.Join(dir, "member", "snap"), WALDir: filepath.Join(dir, "member", "wal"), To: minor(t, to),
+	}
+}
+
+func down(t testing.TB, dir, to string) Report {
+	t.Helper()
+	r, err := Offline(t.Context(), params(t, dir, to))
+	must(t, err)
+	return r
+}
+
+func same(t testing.TB, what string, before, after pathtest.Content) {
+	t.Helper()
+	for _, diff := range pathtest.Compare(before, after) {
+		t.Errorf("%s: %s", what, diff)
+	}
+}
+
+func readV3(t testing.TB, s *pathtest.Server) pathtest.Content {
+	t.Helper()
+	c, err := s.ReadV3(t.Context())
+	must(t, err)
+	return c
+}
+
+var v3Minors = []string{"3.0", "3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7"}
+
+// TestEveryPair brings the data of each minor down by one: the older etcd serves the same and takes writes, and the newer
+// one takes it over again.
+func TestEveryPair(t *testing.T) {
+	for i, to := range v3Minors[:len(v3Minors)-1] {
+		from := v3Minors[i+1]
+		t.Run(from+" to "+to, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "data")
+			s := serve(t, from, dir)
+			must(t, s.FillV3(t.Context(), 50))
+			before := readV3(t, s)
+			must(t, s.Stop())
+
+			started := time.Now()
+			r := down(t, dir, to)
+			t.Logf("%+v in %s", r, time.Since(started))
+
+			s = serve(t, to, dir)
+			same(t, "below", before, readV3(t, s))
+			must(t, writeMore(s, "below"))
+			below := readV3(t, s)
+			must(t, s.Stop())
+
+			upgrade(t, from, dir)
+			s = serve(t, from, dir)
+			same(t, "above again", below, readV3(t, s))
+			must(t, writeMore(s, "above"))
+			members, err := memberCount(s)
+			must(t, err)
+			if members != 1 {
+				t.Errorf("there are %d members", members)
+			}
+			must(t, s.Stop())
+		})
+	}
+}
+
+func writeMore(s *pathtest.Server, name string) error {
+	c, err := s.V3()
+	if err != nil {
+		return err
+	}
+	for i := range 20 {
+		if _, err := c.Put(context.Background(), fmt.Sprintf("/more/%s/%d", name, i), name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func memberCount(s *pathtest.Server) (int, error) {
+	c, err := s.V3()
+	if err != nil {
+		return 0, err
+	}
+	r, err := c.MemberList(context.Background())
+	if err != nil {
+		return 0, err
+	}
+	return len(r.Members), nil
+}

@@ -1,0 +1,203 @@
+package migrate_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// TestRefusals gives Run what it must not touch, and compares the data dir byte by byte afterwards.
+func TestRefusals(t *testing.T) {
+	set := etcds(t)
+	v2 := write(t, set, "2.3", versionfile.Etcd2)
+	v3 := write(t, set, "3.4", versionfile.Etcd3)
+	for name, tc := range map[string]struct {
+		member member
+		spoil  func(t *testing.T, m member)
+		with   func(t *testing.T, r *migrate.Request)
+		kind   migrate.Kind
+		want   []string // of the error
+	}{
+		"an unknown target": {v3, nil, func(t *testing.T, r *migrate.Request) { r.Target.Release.Line.Minor = 99 },
+			migrate.Refused, []string{"3.99", "2.2 to 3.7"}},
+		"a target below the data": {v3, nil, target("3.3"),
+			migrate.Refused, []string{"3.4.0/etcd3", "above the target 3.3.27/etcd3"}},
+		"a missing intermediate binary": {v3, nil, without("3.6"),
+			migrate.Refused, []string{"needs an etcd 3.6", "--bin-dir"}},
+		"a binary that is another": {v3, nil, lying("3.5", "3.6"),
+			migrate.Refused, []string{"says that it is etcd 3.6"}},
+		"garbage in version.txt": {v3, versionTxt("three point four"), nil,
+			migrate.Refused, []string{`"three point four"`, "remove the file"}},
+		"an empty version.txt": {v3, versionTxt(""), nil,
+			migrate.Refused, []string{"version.txt is empty", "remove the file"}},
+		"a version.txt that is ahead of the data": {v3, versionTxt("3.6.16/etcd3"), nil,
+			migrate.Refused, []string{"version.txt says 3.6.16/etcd3", "at etcd 3.4", "remove"}},
+		"a version.txt with the wrong store, never converted": {v2, versionTxt("2.3.8/etcd3"), nil,
+			migrate.Refused, []string{"version.txt says 2.3.8/etcd3"}},
+		"a version.txt with the wrong store, converted": {v3, versionTxt("3.4.31/etcd2"), nil,
+			migrate.Refused, []string{"version.txt says 3.4.31/etcd2", "write 3.4.31/etcd3"}},
+		"a db that is gone": {v3, remove("member/snap/db"), nil,
+			migrate.Refused, []string{"member/snap/db is missing", "restore a backup"}},
+		"a db that is cut off": {v3, truncate("member/snap/db", 10_000), nil,
+			migrate.Refused, []string{"member/snap/db", "restore a backup"}},
+		"a log that is gone": {v3, remove("member/wal"), nil,
+			migrate.Refused, []string{"restore a backup"}},
+		"a log that is damaged": {v3, overwrite("member/wal/0000000000000000-0000000000000000.wal", 5000), nil,
+			migrate.Refused, []string{"0000000000000000-0000000000000000.wal", "restore a backup"}},
+		"a file instead of a directory": {v3, func(t *testing.T, m member) {
+			must(t, os.RemoveAll(m.dir))
+			must(t, os.WriteFile(m.dir, []byte("x"), 0o600))
+		}, nil, migrate.Refused, []string{"not a directory"}},
+		"a directory of something else": {v3, func(t *testing.T, m member) {
+			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
+			must(t, os.WriteFile(filepath.Join(m.dir, "base.img"), []byte("x"), 0o600))
+		}, nil, migrate.Refused, []string{"base.img", "does not look like an etcd data dir"}},
+		"a member that is gone beside its version.txt": {v3, func(t *testing.T, m member) {
+			m.writeVersion(t, "3.4.31/etcd3")
+			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
+		}, nil, migrate.Refused, []string{"holds no member's data", "3.4.31/etcd3", "empty cluster"}},
+		"a member that is gone beside a backup of it": {v3, func(t *testing.T, m member) {
+			l, err := datadir.NewLayout(m.dir, "")
+			must(t, err)
+			_, err = datadir.CreateBackup(t.Context(), l, l.BackupsDir(""), datadir.Meta{Version: m.version}, nil)
+			must(t, err)
+			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
+		}, nil, migrate.Refused, []string{"holds no member's data, but backups", "empty cluster"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := tc.member.clone(t)
+			if tc.spoil != nil {
+				tc.spoil(t, m)
+			}
+			r := m.request(t, "3.7")
+			if tc.with != nil {
+				tc.with(t, &r)
+			}
+			before := tree(t, m.dir)
+			_, err := migrate.New(r).Run(t.Context())
+			var e *migrate.Error
+			if !errors.As(err, &e) || e.Kind != tc.kind || e.Hint == "" {
+				t.Fatalf("got %v, want kind %v and a hint", err, tc.kind)
+			}
+			for _, want := range append(tc.want, "nothing has been changed") {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not say %q", err, want)
+				}
+			}
+			unchanged(t, m.dir, before)
+		})
+	}
+}
+
+func target(v string) func(*testing.T, *migrate.Request) {
+	return func(t *testing.T, r *migrate.Request) {
+		var err error
+		r.Target, err = migrate.ResolveTarget(v, "", r.Binaries)
+		must(t, err)
+	}
+}
+
+func without(minor string) func(*testing.T, *migrate.Request) {
+	return func(_ *testing.T, r *migrate.Request) {
+		var kept []binaries.Binary
+		for _, b := range r.Binaries.Binaries {
+			if b.Release.Minor().String() != minor {
+				kept = append(kept, b)
+			}
+		}
+		r.Binaries.Binaries = kept
+	}
+}
+
+// lying makes the etcd of one minor be that of another.
+func lying(minor, truth string) func(*testing.T, *migrate.Request) {
+	return func(t *testing.T, r *migrate.Request) {
+		r.Binaries.Binaries = append([]binaries.Binary(nil), r.Binaries.Binaries...)
+		for i, b := range r.Binaries.Binaries {
+			if b.Release.Minor().String() == minor {
+				r.Binaries.Binaries[i].Path = newest(t, r.Binaries, truth).Path
+			}
+		}
+	}
+}
+
+func versionTxt(content string) func(*testing.T, member) {
+	return func(t *testing.T, m member) { m.writeVersion(t, content) }
+}
+
+func remove(path string) func(*testing.T, member) {
+	return func(t *testing.T, m member) { must(t, os.RemoveAll(filepath.Join(m.dir, path))) }
+}
+
+func truncate(path string, size int64) func(*testing.T, member) {
+	return func(t *testing.T, m member) { must(t, os.Truncate(filepath.Join(m.dir, path), size)) }
+}
+
+func overwrite(path string, at int64) func(*testing.T, member) {
+	return func(t *testing.T, m member) {
+		f, err := os.OpenFile(filepath.Join(m.dir, path), os.O_WRONLY, 0)
+		must(t, err)
+		_, err = f.WriteAt([]byte("not what was there"), at)
+		must(t, errors.Join(err, f.Close()))
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLiveEtcd: a data dir that an etcd runs on is left alone, at once, and the error says who holds it.
+func TestLiveEtcd(t *testing.T) {
+	set := etcds(t)
+	for _, minor := range []string{"2.2", "3.0", "3.7"} {
+		m := member{set: set, dir: filepath.Join(t.TempDir(), "etcd")}
+		s := start(t, newest(t, set, minor), m.dir)
+		r := m.request(t, "3.7")
+		r.Target.Release.Patch-- // else there is nothing to do at 3.7
+		_, err := migrate.New(r).Run(t.Context())
+		if migrate.KindOf(err) != migrate.InUse || !strings.Contains(err.Error(), "etcd") || !strings.Contains(err.Error(), "pid") {
+			t.Errorf("etcd %s: %v", minor, err)
+		}
+		if _, err := os.Stat(filepath.Join(m.dir, "etcd-migrate")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("etcd %s: the work dir was made: %v", minor, err)
+		}
+		stop(t, s)
+	}
+}
+
+// TestFreshDataDir: nothing there means a version.txt and no step, for a missing, an empty and a newly mounted directory.
+func TestFreshDataDir(t *testing.T) {
+	set := etcds(t)
+	for name, prepare := range map[string]func(dir string) error{
+		"missing":    func(string) error { return nil },
+		"empty":      func(dir string) error { return os.Mkdir(dir, 0o700) },
+		"lost+found": func(dir string) error { return os.MkdirAll(filepath.Join(dir, "lost+found"), 0o700) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := member{set: set, dir: filepath.Join(t.TempDir(), "etcd")}
+			must(t, prepare(m.dir))
+			r := m.migrate(t, "3.7")
+			if len(r.Steps) != 1 || r.Steps[0].Kind != migrate.StepRecord || r.Backup != "" {
+				t.Errorf("did %+v with backup %q", r.Steps, r.Backup)
+			}
+			if v, err := versionfile.Read(m.dir); err != nil || v != r.Target {
+				t.Errorf("version.txt is %s, %v", v, err)
+			}
+			m.serves(t, "3.7")
+			if again := m.migrate(t, "3.7"); again.Changed() {
+				t.Errorf("the second run did %+v", again.Steps)
+			}
+		})
+	}
+}
