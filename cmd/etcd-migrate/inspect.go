@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+)
+
+type inspectCmd struct {
+	dataFlags
+	Output string `group:"output" short:"o" enum:"table,json" default:"table" help:"table or json, on standard output."`
+}
+
+func (c *inspectCmd) Run(ctx context.Context) error {
+	l, err := datadir.NewLayout(c.DataDir, c.WALDir)
+	if err != nil {
+		return usagef("%w", err)
+	}
+	if err := l.LiveEtcd(); err != nil {
+		return &migrate.Error{Kind: migrate.InUse, Op: "inspect", Err: err, Hint: "stop it first: what its files hold changes all the time"}
+	}
+	st, err := migrate.Inspect(ctx, l, time.Now())
+	if err != nil {
+		return err
+	}
+	if c.Output == "json" {
+		return writeJSON(st)
+	}
+	return printState(st)
+}
+
+func printState(st migrate.State) error {
+	if st.Presence == migrate.Fresh {
+		fmt.Printf("%s holds no member's data.\n", st.DataDir)
+	} else if err := printMember(st); err != nil {
+		return err
+	}
+	for _, p := range st.Problems {
+		kind := "note"
+		if p.Blocking {
+			kind = "problem"
+		}
+		fmt.Printf("\n%s %s: %s\n  what to do: %s\n", kind, p.Code, p.Text, p.Hint)
+	}
+	return nil
+}
+
+func printMember(st migrate.State) error {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...)) }
+	line("data dir", "%s", st.DataDir)
+	if st.WALDir != st.DataDir+"/member/wal" {
+		line("WAL dir", "%s", st.WALDir)
+	}
+	line("version", "%s", st.Version)
+	for _, e := range st.Evidence {
+		line("", "%s says %s", e.Source, e.Says)
+	}
+	line("member", "%s, name %q, cluster %s", st.Member.ID, st.Member.Name, st.Log.ClusterID)
+	for _, m := range st.Members {
+		role := "member"
+		if m.Learner {
+			role = "learner"
+		}
+		line("", "%s %s %q, peers at %s, clients at %s", role, m.ID, m.Name, list(m.PeerURLs), list(m.ClientURLs))
+	}
+	line("raft log", "index %d, term %d, newest snapshot at %d", st.Log.Index, st.Log.Term, st.Log.SnapshotIndex)
+	if n := st.Log.Unapplied(); n > 0 {
+		line("", "%d entries wait to be applied: etcd was not stopped cleanly", n)
+	}
+	line("v2 store", "%d keys (%s), %d with a TTL, %d hidden, %d expired, %d empty directories, index %d",
+		st.V2.Keys, humanize.IBytes(uint64(st.V2.Bytes)), st.V2.TTLs, st.V2.Hidden, st.V2.Expired, st.V2.EmptyDirs, st.V2.Index)
+	if st.V2.Auth > 0 || st.V2.AuthEnabled {
+		line("", "%d users and roles, authentication enabled: %v", st.V2.Auth, st.V2.AuthEnabled)
+	}
+	if st.V3.Present {
+		line("v3 store", "%d keys, revision %d, compacted at %d, %d leases, %s",
+			st.V3.Keys, st.V3.Revision, st.V3.CompactRevision, st.V3.Leases, humanize.IBytes(uint64(st.V3.SizeBytes)))
+		line("", "alarms: %s; authentication enabled: %v", list(st.V3.Alarms), st.V3.AuthEnabled)
+	} else {
+		line("v3 store", "none")
+	}
+	return w.Flush()
+}
+
+func list(items []string) string {
+	if len(items) == 0 {
+		return "none"
+	}
+	return strings.Join(items, ", ")
+}
