@@ -21,12 +21,15 @@ const version = "0.1.0"
 
 // cli is the command line: a struct per command, each in its own file.
 type cli struct {
-	Run      runCmd           `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
-	Migrate  migrateCmd       `cmd:"" help:"Migrate a data dir, and start nothing afterwards."`
-	Inspect  inspectCmd       `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing."`
-	Plan     planCmd          `cmd:"" help:"Show what migrate would do. Changes nothing."`
-	Rehearse rehearseCmd      `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
-	Version  kong.VersionFlag `help:"Print the version and exit."`
+	Run      runCmd      `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
+	Migrate  migrateCmd  `cmd:"" help:"Migrate a data dir, and start nothing afterwards."`
+	Inspect  inspectCmd  `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing."`
+	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Changes nothing."`
+	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
+
+	AttachLeases attachLeasesCmd `cmd:"" help:"Give keys below a directory a TTL, if they have none: for data that an older tool converted without TTLs."`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
 const description = `Brings an etcd data dir to any later etcd version, one minor at a time, and never loses a key.
