@@ -14,8 +14,8 @@ import (
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
-// journalName is the file in the work dir that says that a migration has been begun and not been finished.
-const journalName = "migration.json"
+// JournalName is the file in the work dir that says that a migration has been begun and not been finished.
+const JournalName = "migration.json"
 
 // journal is what a run leaves for the next one, if it is killed. Its format is in docs/formats/work-dir.md.
 type journal struct {
@@ -29,7 +29,7 @@ type journal struct {
 	Permanent string `json:"permanent"`
 }
 
-func (m *Migrator) journalPath() string { return filepath.Join(m.layout.WorkDir(), journalName) }
+func (m *Migrator) journalPath() string { return filepath.Join(m.layout.WorkDir(), JournalName) }
 
 // preflight refuses what would fail later on: a binary that is not what it seems, a full disk, missing rights.
 func (m *Migrator) preflight(ctx context.Context) error {

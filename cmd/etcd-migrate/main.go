@@ -27,6 +27,7 @@ type cli struct {
 	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Changes nothing."`
 	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
 
+	Backup       backupCmd       `cmd:"" help:"List, verify, restore and prune backups."`
 	AttachLeases attachLeasesCmd `cmd:"" help:"Give keys below a directory a TTL, if they have none: for data that an older tool converted without TTLs."`
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
