@@ -8,12 +8,11 @@ import (
 	"strings"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
-	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 )
 
-// losses are what --accept-loss takes. Users and roles of the v2 API are not among them: they would still be in the way
-// at 3.6.
+// losses are what --accept-loss takes. Users and roles of the v2 API are not among them: LeftoversDiscard accepts their
+// loss and removes them, or they would still be in the way at 3.6.
 var losses = []convert.Loss{convert.LossV3Keys, convert.LossOverQuota}
 
 // ParseLosses reads a comma-separated list of losses that are accepted in a conversion.
@@ -31,11 +30,20 @@ func ParseLosses(list string) ([]convert.Loss, error) {
 	return accepted, nil
 }
 
+// accepted are the losses that the conversion may bring.
+func (m *Migrator) accepted() []convert.Loss {
+	if m.V2Leftovers == LeftoversDiscard {
+		return append(slices.Clone(m.AcceptLoss), convert.LossV2Auth)
+	}
+	return m.AcceptLoss
+}
+
 // conversion says what is converted to what.
 func (m *Migrator) conversion(data *contents) convert.Params {
 	return convert.Params{
 		Tree: data.tree, RaftIndex: data.summary.HardState.Commit, RaftTerm: data.summary.LastTerm,
-		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.AcceptLoss,
+		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.accepted(),
+		TTLDirectory: m.TTLDirectory, TTL: m.TTL,
 	}
 }
 
@@ -57,19 +65,19 @@ func (m *Migrator) convert(ctx context.Context) error {
 
 // checkConversion refuses what the conversion would refuse later on, before the first step: nothing that an etcd does on
 // the way there changes it.
-func (m *Migrator) checkConversion() error {
+func (m *Migrator) checkConversion() (demand, error) {
 	data, err := readLog(m.layout)
 	if err != nil {
-		return refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
+		return demand{}, refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
 	}
 	p := m.conversion(data)
 	problems, err := convert.Check(p)
 	if err != nil {
-		return refuse(err, "see docs/troubleshooting.md")
+		return demand{}, refuse(err, "see docs/troubleshooting.md")
 	}
-	problems = slices.DeleteFunc(problems, func(p convert.Problem) bool { return slices.Contains(m.AcceptLoss, p.Loss) })
+	problems = slices.DeleteFunc(problems, func(p convert.Problem) bool { return slices.Contains(m.accepted(), p.Loss) })
 	if len(problems) == 0 {
-		return m.spaceForConversion(data)
+		return m.demandOfConversion(data), nil
 	}
 	var errs []error
 	var hints []string
@@ -77,13 +85,13 @@ func (m *Migrator) checkConversion() error {
 		errs = append(errs, errors.New(p.Text))
 		hints = append(hints, lossHint(p.Loss))
 	}
-	return refuse(errors.Join(errs...), strings.Join(hints, "; "))
+	return demand{}, refuse(errors.Join(errs...), strings.Join(hints, "; "))
 }
 
 func lossHint(loss convert.Loss) string {
 	switch loss {
 	case convert.LossV2Auth:
-		return "note the users and roles down and remove them through the v2 API, disabling authentication first, then migrate; " +
+		return "note the users and roles down, disable v2 authentication if it is enabled, and discard them with --v2-leftovers=discard; " +
 			"create them anew in v3 with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`"
 	case convert.LossOverQuota:
 		return "give the quota that etcd will run with (--quota-backend-bytes, up to 8 GiB), or accept it with --accept-loss=over-quota"
@@ -91,19 +99,11 @@ func lossHint(loss convert.Loss) string {
 	return fmt.Sprintf("if the v2 store is what counts, accept it with --accept-loss=%s; if the v3 store is, write etcd3 to version.txt", loss)
 }
 
-// spaceForConversion refuses if the new db does not fit beside the old one.
-func (m *Migrator) spaceForConversion(data *contents) error {
+// demandOfConversion is what the new db takes beside the old one. With pages that are half full it is twice the records.
+func (m *Migrator) demandOfConversion(data *contents) demand {
 	stats := data.tree.Stats(m.now())
 	const perRecord = 128 // keys, revisions and page headers, generously
-	need := uint64(stats.Bytes) + uint64(stats.Keys)*perRecord + 1<<20
-	free, err := datadir.FreeSpace(m.layout.SnapDir())
-	if err != nil {
-		return refuse(err, "the data dir must be readable")
-	}
-	if free < 2*need {
-		return refuse(&datadir.SpaceError{Path: m.layout.SnapDir(), Need: 2 * need, Free: free}, "make room on the data dir's volume")
-	}
-	return nil
+	return demand{"the new db", m.layout.SnapDir(), 2 * (uint64(stats.Bytes) + uint64(stats.Keys)*perRecord + 1<<20)}
 }
 
 // hintFor says what to do next after a step has failed.

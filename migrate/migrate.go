@@ -32,6 +32,13 @@ type Request struct {
 	BackupDir string
 	// AcceptLoss names what need not be carried from etcd2 to etcd3.
 	AcceptLoss []convert.Loss
+	// V2Leftovers says what becomes of things in the v2 store that are nowhere else, in data whose keys are in the v3
+	// store. Empty: LeftoversRefuse.
+	V2Leftovers Leftovers
+	// TTLDirectory and TTL, if both are set, give keys below that directory a TTL in the conversion from etcd2 to etcd3, if
+	// they have none.
+	TTLDirectory string
+	TTL          time.Duration
 	// QuotaBytes is the quota that the target etcd runs with, 0 for etcd's default of 2 GiB.
 	QuotaBytes int64
 	// StepTimeout is how long one etcd may take for its step; 0 means DefaultStepTimeout.
@@ -185,7 +192,7 @@ func (m *Migrator) inspectAndPlan(ctx context.Context) (err error) {
 		m.st.Member.Name = m.Name
 	}
 	m.tell(Event{Kind: EventInspected})
-	if m.plan, err = MakePlan(m.st, m.Target, m.Binaries); err != nil {
+	if m.plan, err = MakePlan(m.st, m.Target, m.Binaries, m.V2Leftovers); err != nil {
 		return err
 	}
 	if m.report != nil {

@@ -99,7 +99,7 @@ func write(dataDir, path string, v Version) error {
 	if err != nil {
 		return err
 	}
-	defer t.Cleanup()
+	defer func() { _ = t.Cleanup() }() // there is nothing to clean up once it has its name
 	// No newline: that is how the Kubernetes tools write it.
 	if _, err := t.WriteString(v.String()); err != nil {
 		return err

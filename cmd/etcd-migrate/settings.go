@@ -25,6 +25,9 @@ type migrationFlags struct {
 	BackupDir string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
 	Accept    string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried from etcd2 to etcd3: v3-keys, over-quota. Without it, such data is refused."`
 
+	TTLDirectory string        `group:"migration" name:"ttl-keys-directory" placeholder:"PREFIX" env:"TTL_KEYS_DIRECTORY" help:"In a conversion from etcd2 to etcd3, keys below it that have no TTL are given one, for example /registry/events."`
+	TTL          time.Duration `group:"migration" name:"ttl" default:"1h" placeholder:"1h" env:"TTL" help:"The TTL for --ttl-keys-directory (${default})."`
+
 	StepTimeout time.Duration `group:"migration" placeholder:"15m" default:"15m" env:"STEP_TIMEOUT" help:"How long one etcd may take to make its step (${default})."`
 	Quota       string        `group:"migration" name:"quota-backend-bytes" placeholder:"BYTES" env:"QUOTA_BACKEND_BYTES" help:"The quota that etcd will run with, if not its default of 2 GiB."`
 }
@@ -66,16 +69,18 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 		return migrate.Request{}, usagef("--accept-loss: %w", err)
 	}
 	return migrate.Request{
-		DataDir:     e.DataDir,
-		WALDir:      e.WALDir,
-		Name:        e.Name,
-		Target:      version,
-		Binaries:    have,
-		BackupDir:   m.BackupDir,
-		AcceptLoss:  losses,
-		QuotaBytes:  e.Quota,
-		StepTimeout: m.StepTimeout,
-		Tool:        fmt.Sprintf("etcd-migrate %s", version),
+		DataDir:      e.DataDir,
+		WALDir:       e.WALDir,
+		Name:         e.Name,
+		Target:       version,
+		Binaries:     have,
+		BackupDir:    m.BackupDir,
+		AcceptLoss:   losses,
+		QuotaBytes:   e.Quota,
+		TTLDirectory: m.TTLDirectory,
+		TTL:          m.TTL,
+		StepTimeout:  m.StepTimeout,
+		Tool:         fmt.Sprintf("etcd-migrate %s", version),
 	}, nil
 }
 

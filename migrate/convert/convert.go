@@ -37,6 +37,10 @@ type Params struct {
 	DB string
 	// QuotaBytes is the db size that the etcd will be allowed, 0 for its default of 2 GiB.
 	QuotaBytes int64
+	// TTLDirectory and TTL, if both are set, give keys below that directory that have no TTL this one, counted from Now:
+	// those that an older tool has written without.
+	TTLDirectory string
+	TTL          time.Duration
 	// AcceptLoss names what may be lost.
 	AcceptLoss []Loss
 	// Progress, if set, is called every few thousand records, which are counted once when written and once when proven.
@@ -48,6 +52,7 @@ type Report struct {
 	Records   int64 `json:"records"`
 	Bytes     int64 `json:"bytes"`     // of all keys and values
 	TTLs      int   `json:"ttls"`      // records with a lease
+	Given     int   `json:"given"`     // of these, those that had no TTL and got the one of TTLDirectory
 	Leases    int   `json:"leases"`    // which they share
 	Hidden    int   `json:"hidden"`    // records that no listing of the v2 API shows
 	Expired   int   `json:"expired"`   // keys left out because their time had come
@@ -108,6 +113,7 @@ type conversion struct {
 	records []record
 	arena   arena
 	leases  map[int64]int64 // TTL in seconds by lease ID
+	given   int             // records that got the TTL of TTLDirectory
 	// before is the fingerprint of what the new db must hold.
 	before keyspace.Fingerprint
 
@@ -192,7 +198,7 @@ func (c *conversion) run(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("put the new db into place: %w", err)
 	}
 	return Report{
-		Records: after.Records, Bytes: after.Bytes, TTLs: c.stats.TTLs, Leases: len(c.leases),
+		Records: after.Records, Bytes: after.Bytes, TTLs: c.stats.TTLs + c.given, Given: c.given, Leases: len(c.leases),
 		Hidden: c.stats.Hidden, Expired: c.stats.Expired, EmptyDirs: c.stats.EmptyDirs,
 		Index: c.Tree.Index(), Revision: c.revision,
 		FingerprintBefore: c.before.String(), FingerprintAfter: after.String(),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -54,7 +55,11 @@ func (c *conversion) collect() error {
 	c.records = make([]record, 0, c.stats.Keys)
 	err := c.Tree.Each(c.Now, func(r keyspace.Record) error {
 		if r.Modified < 1 {
-			return fmt.Errorf("key %q has modifiedIndex %d, which is no revision", r.Key, r.Modified)
+			return fmt.Errorf("a key has modifiedIndex %d, which is no revision", r.Modified)
+		}
+		if r.Expiry.IsZero() && c.needsTTL(r.Key) {
+			r.Expiry = c.Now.Add(c.TTL)
+			c.given++
 		}
 		if !r.Expiry.IsZero() {
 			r.Lease, r.Expiry = c.lease(r.Expiry), time.Time{}
@@ -67,7 +72,7 @@ func (c *conversion) collect() error {
 		size := kv.Size()
 		b, chunk, offset := c.arena.take(size)
 		if _, err := kv.MarshalToSizedBuffer(b); err != nil {
-			return fmt.Errorf("encode key %q: %w", r.Key, err)
+			return fmt.Errorf("encode the key with modifiedIndex %d: %w", r.Modified, err)
 		}
 		c.records = append(c.records, record{r.Modified, chunk, offset, uint32(size)})
 		return nil
@@ -82,6 +87,14 @@ func (c *conversion) collect() error {
 		return bytes.Compare(c.arena.key(a), c.arena.key(b))
 	})
 	return nil
+}
+
+// needsTTL reports whether a key without a TTL is to get one.
+func (c *conversion) needsTTL(key []byte) bool {
+	if c.TTL <= 0 || c.TTLDirectory == "" {
+		return false
+	}
+	return bytes.HasPrefix(key, []byte(strings.TrimSuffix(c.TTLDirectory, "/")+"/"))
 }
 
 // maxTTL is the longest TTL in seconds that etcd grants: MaxLeaseTTL in server/v3/lease/lessor.go. It is 285 years.

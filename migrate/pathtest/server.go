@@ -79,6 +79,9 @@ func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...st
 	return s, nil
 }
 
+// errEnded is how an etcd ends that nobody has ended.
+var errEnded = errors.New("it ended by itself")
+
 // freePorts gives addresses on loopback that nobody listens on.
 func freePorts(n int) ([]string, error) {
 	var addrs []string
@@ -87,7 +90,7 @@ func freePorts(n int) ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close()
+		defer func() { _ = l.Close() }()
 		addrs = append(addrs, l.Addr().String())
 	}
 	return addrs, nil
@@ -103,7 +106,7 @@ func (s *Server) ready(ctx context.Context) error {
 		}
 		select {
 		case <-s.done:
-			return fmt.Errorf("ended (%v): %s", s.err, s.lastOutput())
+			return fmt.Errorf("ended: %w: %s", errors.Join(s.err, errEnded), s.lastOutput())
 		case <-ctx.Done():
 			return fmt.Errorf("not ready: %w (%w): %s", ctx.Err(), last, s.lastOutput())
 		case <-time.After(5 * time.Millisecond):

@@ -151,4 +151,3 @@ func (w *v3Writer) leased(ttl int64, keys ...string) {
 		w.put(k, "leased", clientv3.WithLease(lease.ID))
 	}
 }
-
