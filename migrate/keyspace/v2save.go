@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -26,10 +27,11 @@ func (t *Tree) Save(w io.Writer) error {
 	s.WriteString(`{"Root":`)
 	s.path = append(s.path, '/')
 	s.node(t.root)
-	fmt.Fprintf(s, `,"WatcherHub":{"EventHistory":{"StartIndex":%d,"LastIndex":%d}}`, t.index+1, t.index)
-	// CurrentVersion is that of the API: defaultVersion in etcd's store.go.
-	fmt.Fprintf(s, `,"CurrentIndex":%d,"Stats":{},"CurrentVersion":2}`, t.index)
-	if err := s.Flush(); err != nil { // a bufio.Writer remembers the first error
+	s.number(`,"WatcherHub":{"EventHistory":{"StartIndex":`, t.index+1)
+	s.number(`,"LastIndex":`, t.index)
+	s.number(`}},"CurrentIndex":`, t.index)
+	s.WriteString(`,"Stats":{},"CurrentVersion":2}`) // the version is that of the API: defaultVersion in etcd's store.go
+	if err := s.Flush(); err != nil {                // a bufio.Writer remembers the first error
 		return fmt.Errorf("write v2 store: %w", err)
 	}
 	return nil
@@ -44,11 +46,15 @@ type treeSaver struct {
 func (s *treeSaver) node(n *treeNode) {
 	s.WriteString(`{"Path":`)
 	s.text(string(s.path))
-	expiry := treePermanent
-	if n.ttl != nil {
-		expiry = n.ttl.expiry.UTC().Format(time.RFC3339Nano)
+	s.number(`,"CreatedIndex":`, n.created)
+	s.number(`,"ModifiedIndex":`, n.modified)
+	s.WriteString(`,"ExpireTime":"`)
+	if n.ttl == nil {
+		s.WriteString(treePermanent)
+	} else {
+		s.Write(n.ttl.expiry.UTC().AppendFormat(s.AvailableBuffer(), time.RFC3339Nano))
 	}
-	fmt.Fprintf(s, `,"CreatedIndex":%d,"ModifiedIndex":%d,"ExpireTime":%q,"Value":`, n.created, n.modified, expiry)
+	s.WriteString(`","Value":`)
 	s.text(n.value)
 	s.WriteString(`,"Children":`)
 	if n.isDir() {
@@ -57,6 +63,11 @@ func (s *treeSaver) node(n *treeNode) {
 		s.WriteString("null")
 	}
 	s.WriteByte('}')
+}
+
+func (s *treeSaver) number(field string, n uint64) {
+	s.WriteString(field)
+	s.Write(strconv.AppendUint(s.AvailableBuffer(), n, 10))
 }
 
 func (s *treeSaver) children(n *treeNode) {
@@ -79,9 +90,15 @@ func (s *treeSaver) children(n *treeNode) {
 	s.path = s.path[:own]
 }
 
-// text writes a string. Most stand as they are and need no copy.
+// text writes a string. Most stand as they are; the others are left to encoding/json.
 func (s *treeSaver) text(v string) {
-	if utf8.ValidString(v) && strings.IndexFunc(v, func(r rune) bool { return r < ' ' || r == '"' || r == '\\' }) < 0 {
+	plain, ascii := true, true
+	for i := 0; i < len(v) && plain; i++ {
+		c := v[i]
+		plain = c >= ' ' && c != '"' && c != '\\'
+		ascii = ascii && c < utf8.RuneSelf
+	}
+	if plain && (ascii || utf8.ValidString(v)) {
 		s.WriteByte('"')
 		s.WriteString(v)
 		s.WriteByte('"')
@@ -142,7 +159,7 @@ func (t *Tree) Put(r Record) (displaced []byte) {
 			child = newTreeDir(created)
 			dir.children[strings.Clone(name)] = child
 		}
-		// A directory is as old as the oldest key in it, whichever comes first.
+		// A directory is as old as the oldest key put below it, in whichever order they come.
 		child.created = min(child.created, created)
 		child.modified = child.created
 		dir, at = child, end

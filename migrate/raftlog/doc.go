@@ -12,10 +12,13 @@
 //
 // The last state record of the log decides, but a killed member's log can end with entries that lie beyond it although
 // a client was told that they are written. A record that only raises the commit is not written to disk at once (from 2.3
-// on). Up to 3.5 a member that is alone writes entry and commit together; from 3.6 on it does not, and in a cluster no
+// on). Up to 3.5 a member that is alone saves entry and commit together; from 3.6 on it does not, and in a cluster no
 // member ever did. When it next starts, a member that is alone commits all of them; in a cluster the other members
 // decide. Each leaves these entries out, Summary counts them and EachUncommitted shows them. To settle them, start and
 // stop the etcd that wrote the log.
+//
+// What is not in the log cannot be read from it: before 3.4.21 and 3.5.5 a member that is alone could acknowledge a write
+// and be killed before it was in the log (etcd-io/etcd issue 14370).
 //
 // # Memory
 //

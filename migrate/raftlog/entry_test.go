@@ -10,7 +10,8 @@ import (
 
 func TestDecode(t *testing.T) {
 	put := &etcdserverpb.InternalRaftRequest{Put: &etcdserverpb.PutRequest{Key: []byte("k")}}
-	wrapped := &etcdserverpb.Request{ID: 5, Method: "PUT", Path: "/1/a"}
+	bare := &etcdserverpb.Request{ID: 5, Method: "PUT", Path: "/1/a"}
+	wrapped := &etcdserverpb.InternalRaftRequest{V2: bare}
 	add := &raftpb.ConfChange{Type: raftpb.ConfChangeAddNode, NodeID: 9}
 	tests := map[string]struct {
 		in   raftpb.Entry
@@ -18,7 +19,7 @@ func TestDecode(t *testing.T) {
 	}{
 		"empty":   {raftpb.Entry{}, Entry{Kind: Empty}},
 		"v3":      {raftpb.Entry{Data: marshal(put)}, Entry{Kind: V3, V3: put}},
-		"wrapped": {raftpb.Entry{Data: marshal(&etcdserverpb.InternalRaftRequest{V2: wrapped})}, Entry{Kind: V2, V2: wrapped}},
+		"wrapped": {raftpb.Entry{Data: marshal(wrapped)}, Entry{Kind: V2, V2: bare}},
 		"change":  {raftpb.Entry{Type: raftpb.EntryConfChange, Data: marshal(add)}, Entry{Kind: ConfChange, ConfChange: add}},
 		// Field 2000 is one that a newer etcd might add.
 		"newer": {raftpb.Entry{Data: []byte{0x80, 0x7d, 1}}, Entry{Kind: V3, V3: &etcdserverpb.InternalRaftRequest{}}},
@@ -56,7 +57,9 @@ func TestDecode(t *testing.T) {
 }
 
 func TestKindString(t *testing.T) {
-	for k, want := range map[Kind]string{Empty: "Empty", ConfChange: "ConfChange", V2: "V2", V3: "V3", 9: "Kind(9)", -1: "Kind(-1)"} {
+	for k, want := range map[Kind]string{
+		Empty: "Empty", ConfChange: "ConfChange", V2: "V2", V3: "V3", 9: "Kind(9)", -1: "Kind(-1)",
+	} {
 		if k.String() != want {
 			t.Errorf("%d is %q", int(k), k.String())
 		}

@@ -62,7 +62,8 @@ func noLog(snapDir, walDir string) error {
 	case err != nil:
 		return err
 	case len(names) > 0:
-		return fmt.Errorf("%s holds no wal, but %s holds snapshots: the wal is lost or elsewhere (--wal-dir)", walDir, snapDir)
+		return fmt.Errorf("%s holds no wal, but %s holds snapshots: the wal is lost or elsewhere (--wal-dir)",
+			walDir, snapDir)
 	case hasLeftovers(walDir):
 		return fmt.Errorf("%s holds no wal, only remains of one", walDir)
 	}

@@ -82,10 +82,13 @@ func TestEveryMinor(t *testing.T) {
 				flags := append(slices.Clone(flags), "--wal-dir", filepath.Join(t.TempDir(), "wal"))
 				e := start(t, version, dir, flags...)
 				v2, v3 := e.put("killed", 12)
+				// Before 3.4.21 and 3.5.5 a member that is alone acknowledges a write while it still saves it, and a
+				// kill can lose it (etcd-io/etcd issue 14370). The write after it finds it saved.
+				e.put("unsaved", 1)
 				e.kill()
 				r := check(t, e.snap, e.wal, v2, v3)
 				late := append(v2Keys(r.afterwards), v3Keys(r.afterwards)...)
-				if version < "3.6" && len(late) > 0 { // a member that is alone writes entry and commit together
+				if version < "3.6" && len(late) > 0 { // a member that is alone saves entry and commit together
 					t.Errorf("acknowledged keys are not committed: %v", late)
 				}
 

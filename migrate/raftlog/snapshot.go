@@ -99,7 +99,8 @@ func choose(snapDir string, segs []segment) (Snapshot, *survey, error) {
 		}, sv, nil
 	}
 	if len(from(segs, 0)) == 0 {
-		return Snapshot{}, nil, fmt.Errorf("the wal begins at entry %d (%s), and %s holds no snapshot that it continues%s",
+		return Snapshot{}, nil, fmt.Errorf(
+			"the wal begins at entry %d (%s), and %s holds no snapshot that it continues%s",
 			segs[0].index, segs[0].path, snapDir, list(skipped))
 	}
 	sv, err := startingAt(segs, 0, 0)

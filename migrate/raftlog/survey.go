@@ -73,13 +73,13 @@ func (sv *survey) read(index, term uint64) (recorded bool, err error) {
 				return errors.New("the file belongs to another member: conflicting metadata")
 			}
 			metadata = append([]byte{}, rec.Data...)
-			return sv.member.Unmarshal(metadata)
+			return unmarshal("metadata", &sv.member, metadata)
 		case wal.StateType:
 			sv.state.Reset()
-			return sv.state.Unmarshal(rec.Data)
+			return unmarshal("a state", &sv.state, rec.Data)
 		case wal.SnapshotType:
 			var s walpb.Snapshot
-			if err := s.Unmarshal(rec.Data); err != nil {
+			if err := unmarshal("a snapshot record", &s, rec.Data); err != nil {
 				return err
 			}
 			recorded = recorded || s.Index == index && s.Term == term
@@ -104,7 +104,8 @@ func (sv *survey) read(index, term uint64) (recorded bool, err error) {
 	case !recorded:
 		return false, nil
 	case otherTerm:
-		return false, fmt.Errorf("the wal from %s on has snapshots of index %d with different terms", sv.segs[0].path, index)
+		return false, fmt.Errorf("the wal from %s on has snapshots of index %d with different terms",
+			sv.segs[0].path, index)
 	case metadata == nil:
 		return false, fmt.Errorf("%s holds no metadata", sv.segs[0].path)
 	}
@@ -135,7 +136,8 @@ func (sv *survey) noteEnd(end walEnd) error {
 		return fmt.Errorf("read the end of the wal: %w", err)
 	}
 	if at >= 0 {
-		sv.torn = fmt.Sprintf("%s at offset %d: the log ends, but written bytes follow at offset %d", end.path, end.offset, at)
+		sv.torn = fmt.Sprintf("%s at offset %d: the log ends, but written bytes follow at offset %d",
+			end.path, end.offset, at)
 	}
 	return nil
 }
@@ -162,5 +164,12 @@ func tornNote(torn string) string {
 // unmarshalEntry fills e anew and reuses the memory of its data.
 func unmarshalEntry(e *raftpb.Entry, data []byte) error {
 	*e = raftpb.Entry{Data: e.Data[:0]}
-	return e.Unmarshal(data)
+	return unmarshal("an entry", e, data)
+}
+
+func unmarshal(what string, to interface{ Unmarshal([]byte) error }, data []byte) error {
+	if err := to.Unmarshal(data); err != nil {
+		return fmt.Errorf("decode %s: %w", what, err)
+	}
+	return nil
 }

@@ -12,11 +12,9 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"go.etcd.io/etcd/server/v3/etcdserver/api/snap"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
-	"go.uber.org/zap"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -31,9 +29,6 @@ const (
 	// Unpadded is that of 2.x.
 	Unpadded
 )
-
-// maxSnapshotBytes keeps the lengths in a snapshot file within what the decoders of all minors take.
-const maxSnapshotBytes = 1 << 40
 
 // encoder writes the records of a WAL file. Etcd's own writer is not used for this: it allocates two files of 64 MB for
 // the handful of records, and it knows one framing only.
@@ -90,9 +85,15 @@ func encodeSegment(f Framing, crc uint32, metadata message, state raftpb.HardSta
 	return e.out.Bytes(), err
 }
 
-// writeSnapshot writes a snapshot file: a snappb.Snapshot with a raftpb.Snapshot in it, as the Snapshotter of every etcd
-// writes it. The store is asked for its bytes three times, because first their number and then a checksum over that comes
-// before them: so a store of gigabytes needs no memory.
+// The fields of a snapshot file, which is a snappb.Snapshot with a raftpb.Snapshot in it. The file is written and read
+// back here and not by etcd's code, which takes three times its size of memory: it can be gigabytes.
+const (
+	fileCRC, fileData              = 1, 2 // of snappb.Snapshot
+	snapshotData, snapshotMetadata = 1, 2 // of raftpb.Snapshot
+)
+
+// writeSnapshot writes a snapshot file. The store is asked for its bytes twice, because their number comes before them.
+// The checksum over them comes after them, where etcd has it before; to a decoder that makes no difference.
 func writeSnapshot(w io.Writer, meta raftpb.SnapshotMetadata, store func(io.Writer) error) error {
 	metadata, err := meta.Marshal()
 	if err != nil {
@@ -102,29 +103,77 @@ func writeSnapshot(w io.Writer, meta raftpb.SnapshotMetadata, store func(io.Writ
 	if err := store(&size); err != nil {
 		return err
 	}
-	if size.n > maxSnapshotBytes {
-		return fmt.Errorf("a v2 store of %d bytes is too large for a snapshot", size.n)
-	}
-	const data, metadataField = 1, 2 // of raftpb.Snapshot
-	head := protowire.AppendVarint(protowire.AppendTag(nil, data, protowire.BytesType), uint64(size.n))
-	tail := protowire.AppendBytes(protowire.AppendTag(nil, metadataField, protowire.BytesType), metadata)
+	head := protowire.AppendTag(nil, snapshotData, protowire.BytesType)
+	head = protowire.AppendVarint(head, uint64(size.n))
+	tail := protowire.AppendBytes(protowire.AppendTag(nil, snapshotMetadata, protowire.BytesType), metadata)
 
-	var sum meter
-	for _, part := range []func(io.Writer) error{write(head), store, write(tail)} {
-		if err := part(&sum); err != nil {
-			return err
-		}
-	}
-	const crcField, dataField = 1, 2 // of snappb.Snapshot
-	frame := protowire.AppendVarint(protowire.AppendTag(nil, crcField, protowire.VarintType), uint64(sum.crc))
-	frame = protowire.AppendVarint(protowire.AppendTag(frame, dataField, protowire.BytesType), uint64(sum.n))
 	out := bufio.NewWriterSize(w, 256<<10)
-	for _, part := range []func(io.Writer) error{write(frame), write(head), store, write(tail)} {
-		if err := part(out); err != nil {
+	length := uint64(len(head)) + uint64(size.n) + uint64(len(tail))
+	frame := protowire.AppendVarint(protowire.AppendTag(nil, fileData, protowire.BytesType), length)
+	out.Write(frame) // a bufio.Writer remembers the first error
+	var sum meter
+	both := io.MultiWriter(out, &sum)
+	for _, part := range []func(io.Writer) error{write(head), store, write(tail)} {
+		if err := part(both); err != nil {
 			return err
 		}
 	}
+	out.Write(protowire.AppendVarint(protowire.AppendTag(nil, fileCRC, protowire.VarintType), uint64(sum.crc)))
 	return out.Flush()
+}
+
+// readBack reads a snapshot file that writeSnapshot has written, and gives the store in it.
+func readBack(path string, want raftpb.SnapshotMetadata) ([]byte, error) {
+	file, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read back: %w", err)
+	}
+	outer, crc, err := fields(file, fileData, fileCRC)
+	if err == nil && (crc == 0 || uint64(crc32.Checksum(outer, crcTable)) != crc) { // etcd takes 0 for no checksum
+		err = errors.New("wrong checksum")
+	}
+	var store, metadata []byte
+	if err == nil {
+		store, _, err = fields(outer, snapshotData, 0)
+	}
+	if err == nil {
+		metadata, _, err = fields(outer, snapshotMetadata, 0)
+	}
+	var got raftpb.SnapshotMetadata
+	if err == nil {
+		err = got.Unmarshal(metadata)
+	}
+	if err == nil && (got.Index != want.Index || got.Term != want.Term) {
+		err = fmt.Errorf("it is of index %d, term %d", got.Index, got.Term)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read back %s: %w", path, err)
+	}
+	return store, nil
+}
+
+// fields gives the value of one field of a message that holds bytes and of one that holds a number, without a copy.
+func fields(message []byte, bytesField, numberField protowire.Number) (value []byte, number uint64, err error) {
+	for len(message) > 0 {
+		field, kind, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return nil, 0, protowire.ParseError(n)
+		}
+		message = message[n:]
+		switch {
+		case field == bytesField && kind == protowire.BytesType:
+			value, n = protowire.ConsumeBytes(message)
+		case field == numberField && kind == protowire.VarintType:
+			number, n = protowire.ConsumeVarint(message)
+		default:
+			n = protowire.ConsumeFieldValue(field, kind, message)
+		}
+		if n < 0 {
+			return nil, 0, protowire.ParseError(n)
+		}
+		message = message[n:]
+	}
+	return value, number, nil
 }
 
 func write(b []byte) func(io.Writer) error {
@@ -191,16 +240,4 @@ func ownAsDir(f *os.File, dir string) error {
 	}
 	st := info.Sys().(*syscall.Stat_t)
 	return f.Chown(int(st.Uid), int(st.Gid))
-}
-
-// checkSnapshot reads a snapshot file back with etcd's reader.
-func checkSnapshot(path string, want raftpb.SnapshotMetadata) ([]byte, error) {
-	s, err := snap.Read(zap.NewNop(), path)
-	if err != nil {
-		return nil, fmt.Errorf("read back %s: %w", path, err)
-	}
-	if s.Metadata.Index != want.Index || s.Metadata.Term != want.Term {
-		return nil, fmt.Errorf("read back %s: it is of index %d, term %d", path, s.Metadata.Index, s.Metadata.Term)
-	}
-	return s.Data, nil
 }

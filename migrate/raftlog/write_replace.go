@@ -74,7 +74,7 @@ func PrepareReplacement(
 	if err != nil {
 		return r, err
 	}
-	r.store, err = checkSnapshot(r.snap.temp, meta)
+	r.store, err = readBack(r.snap.temp, meta)
 	return r, err
 }
 
