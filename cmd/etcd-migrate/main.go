@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -46,6 +47,8 @@ Exit codes:
   130,143 ended by SIGINT or SIGTERM between two changes: the same command goes on from there`
 
 func main() {
+	// A container that is sized for its etcd must have room for the migration, too; the work is bound by the disk anyway.
+	debug.SetGCPercent(50)
 	os.Exit(start(os.Args[1:]))
 }
 

@@ -212,12 +212,12 @@ type migrationReport struct {
 		To      versionfile.Version
 		Seconds float64
 	}
-	rss float64
+	PeakMemoryBytes int64
 }
 
 func (b *bench) report(dir, target string, flags ...string) (migrationReport, error) {
 	args := append([]string{"migrate", "--data-dir", dir, "--bin-dir", b.etcds.Dir, "--target-version", target, "-o", "json"}, flags...)
-	s, out, err := command(nil, b.bin, args...)
+	_, out, err := command(nil, b.bin, args...)
 	if err != nil {
 		return migrationReport{}, err
 	}
@@ -225,7 +225,6 @@ func (b *bench) report(dir, target string, flags ...string) (migrationReport, er
 	if err := json.Unmarshal(out, &r); err != nil {
 		return r, fmt.Errorf("read the report: %w", err)
 	}
-	r.rss = s.rssMiB
 	return r, nil
 }
 
