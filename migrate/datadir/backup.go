@@ -21,8 +21,8 @@ const idTime = "20060102T150405Z"
 // now is the clock.
 var now = time.Now
 
-// Backup is a copy of a member's files in a directory of its own. If its manifest cannot be read or is not valid, Err says
-// why and Manifest is empty.
+// Backup is a copy of a member's files in a directory of its own. If its manifest cannot be read or is not valid, Err
+// says why and Manifest is empty.
 type Backup struct {
 	ID       string
 	Path     string
@@ -37,16 +37,17 @@ type Meta struct {
 	Tool    string
 }
 
-// CreateBackup copies the member to a new directory below dir, which it makes if need be: member/, a separate WAL dir as
-// wal/, and version.txt. Not the work dir. The id of a new backup is its time and version, for example
+// CreateBackup copies the member to a new directory below dir, which it makes if need be: member/, a separate WAL dir
+// as wal/, and version.txt. Not the work dir. The id of a new backup is its time and version, for example
 // 20260102T150405Z-2.2.1-etcd2. Should the newest backup in dir be from the same second or a later time, because the
 // clock was wrong, the id gets the second after that one: ids sort in the order in which backups were made.
 //
-// Every file is hashed on the way, made durable, and read back and compared (see CopyOptions.Hash); the manifest is written
-// last, and then the backup gets its name. So a backup that can be seen is whole. An error or a crash leaves the source as
-// it was, and at most a directory .<id>.tmp, which the next CreateBackup in dir removes.
+// Every file is hashed on the way, made durable, and read back and compared (see CopyOptions.Hash); the manifest is
+// written last, and then the backup gets its name. So a backup that can be seen is whole. An error or a crash leaves
+// the source as it was, and at most a directory .<id>.tmp, which the next CreateBackup in dir removes.
 //
-// A running etcd is an error (*HeldError), and so are a data dir without a member and too little space (*SpaceError).
+// A running etcd is an error (*HeldError), and so are a data dir without a member, an interrupted restore, and too
+// little space (*SpaceError).
 func CreateBackup(ctx context.Context, l Layout, dir string, meta Meta, progress Progress) (Backup, error) {
 	b, err := createBackup(ctx, l, dir, meta, progress)
 	if err != nil {
@@ -122,6 +123,11 @@ func (l Layout) checkBackup(dir string) error {
 	if presence != Present {
 		return fmt.Errorf("there is no member: the data dir is %s", presence)
 	}
+	if other, err := l.InterruptedRestore(); err != nil {
+		return err
+	} else if other != "" {
+		return fmt.Errorf("a restore of backup %s was interrupted, which has to be completed first", other)
+	}
 	wals, err := walFiles(l.WALDir)
 	if err != nil {
 		return err
@@ -181,8 +187,8 @@ func reserve(dir string, m *Manifest) (*flock.Flock, error) {
 // unfinished is the directory that a backup is built in, and removed in.
 func unfinished(dir, id string) string { return filepath.Join(dir, "."+id+".tmp") }
 
-// lockUnfinished makes and locks the directory. Without an error, nil means that another process was there at the same
-// time.
+// lockUnfinished makes and locks the directory. Without an error, nil means that another process was there at the
+// same time.
 func lockUnfinished(path string) (*flock.Flock, error) {
 	if err := mkdir(path); errors.Is(err, fs.ErrExist) {
 		return nil, nil
@@ -210,8 +216,8 @@ func lockUnfinished(path string) (*flock.Flock, error) {
 	return lock, nil
 }
 
-// removeUnfinished removes what killed runs left in dir. A backup directory may serve several members, so a backup that
-// another process is still working on, which shows by its lock, is left alone.
+// removeUnfinished removes what killed runs left in dir. A backup directory may serve several members, so a backup
+// that another process is still working on, which shows by its lock, is left alone.
 func removeUnfinished(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -238,6 +244,9 @@ func removeUnfinished(dir string) error {
 
 // OpenBackup reads the manifest of the backup in the directory path. It does not look at the files, see Verify.
 func OpenBackup(path string) Backup {
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
 	b := Backup{ID: filepath.Base(path), Path: path}
 	data, err := readSmall(filepath.Join(path, manifestName))
 	if err == nil {
@@ -265,9 +274,9 @@ func ListBackups(dir string) ([]Backup, error) {
 	return all, nil
 }
 
-// Prune removes the oldest backups of this member from dir, so that keep are left, and says which ids it removed. keep is
-// at least 1: the newest backup always stays. Backups of other data dirs are left alone. A backup with a broken manifest
-// is left too, does not count, and is named in the error.
+// Prune removes the oldest backups of this member from dir, so that keep are left, and says which ids it removed.
+// keep is at least 1: the newest backup always stays. Backups of other data dirs are left alone. A backup with a
+// broken manifest is left too, does not count, and is named in the error.
 func (l Layout) Prune(dir string, keep int) (removed []string, err error) {
 	if keep < 1 {
 		return nil, fmt.Errorf("prune backups in %s: at least one has to be kept", dir)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -80,6 +81,12 @@ func TestCreateBackup(t *testing.T) {
 			t.Errorf("the backup has mode %v", mode)
 		}
 		must(t, b.Verify(context.Background(), nil))
+		// This is what docs/formats/backup-manifest.md tells people to do.
+		shell := exec.Command("sh", "-c", `sed 's/^  "digest": "[0-9a-f]*"$/  "digest": ""/' manifest.json | sha256sum`)
+		shell.Dir = b.Path
+		if out, err := shell.Output(); err != nil || !strings.HasPrefix(string(out), m.Digest) {
+			t.Errorf("the digest is %s, and computed by hand %s, %v", m.Digest, out, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,20 +16,21 @@ import (
 
 const (
 	chunk = 256 << 10 // how much is read, written and hashed at a time, in bytes: it stays in the processor's cache
-	ahead = 32        // how many chunks the copying may be ahead of the reading back
+	ahead = 32        // how many chunks the copying may be ahead of the hashing
 	page  = 4 << 10   // the smallest hole that a copy gets, in bytes
+	flush = 16 << 20  // how much is written before the device is told to begin, in bytes: a multiple of chunk
 )
 
 var zeros [page]byte
 
-// copyContent makes dst's content that of src and hands all of it to the prover, if there is one.
+// copyContent makes dst's content that of src. If there is a hasher, all of it is read back, compared and hashed.
 //
-// All of src is read, and what is zero is not written, so that holes stay holes. Asking for the holes with SEEK_HOLE, or
-// leaving the copy to copy_file_range(2), would save reading them, but both have given wrong answers for data that was
-// just written (OpenZFS 2.2, openzfs/zfs#15526), and a digest over such an answer would not show it.
-func (c *copier) copyContent(ctx context.Context, dst, src *os.File, e *entry, p *prover) error {
+// All of src is read, and what is zero is not written, so that holes stay holes. Asking for the holes with SEEK_HOLE,
+// or leaving the copy to copy_file_range(2), would save reading them, but both have given wrong answers for data that
+// was just written (OpenZFS 2.2, openzfs/zfs#15526), and a digest over such an answer would not show it.
+func (c *copier) copyContent(ctx context.Context, dst, src *os.File, e *entry, h *hasher) error {
 	cloned := guard("clone", e.dst, func() error { return unix.IoctlFileClone(int(dst.Fd()), int(src.Fd())) }) == nil
-	if cloned && p == nil {
+	if cloned && h == nil {
 		c.progress(e.Size)
 		return nil
 	}
@@ -43,27 +45,42 @@ func (c *copier) copyContent(ctx context.Context, dst, src *os.File, e *entry, p
 			return err
 		}
 	}
-	buf := make([]byte, min(chunk, e.Size))
+	buf, back := make([]byte, min(chunk, e.Size)), make([]byte, min(chunk, e.Size))
 	for off := int64(0); off < e.Size; off += chunk {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if p != nil {
-			buf = p.buffer()
+		if h != nil {
+			buf = <-h.free
 		}
-		buf = buf[:min(chunk, e.Size-off)]
-		if err := readAt(src, buf, off); err != nil {
+		n := min(chunk, e.Size-off)
+		if err := readAt(src, buf[:n], off); err != nil {
 			return err
 		}
 		if !cloned {
-			if err := writeData(dst, buf, off); err != nil {
+			if err := writeData(dst, buf[:n], off); err != nil {
 				return err
 			}
 		}
-		if p != nil {
-			p.todo <- buf
+		if h != nil {
+			if err := readAt(dst, back[:n], off); err != nil {
+				return err
+			}
+			if !bytes.Equal(buf[:n], back[:n]) {
+				return fmt.Errorf("%s read back differs from %s near offset %d", dst.Name(), src.Name(), off)
+			}
+			h.todo <- buf[:n]
 		}
-		c.progress(int64(len(buf)))
+		if end := off + chunk; end%flush == 0 {
+			// Only so that fsync has less left to do; it is fsync that tells of errors.
+			_ = unix.SyncFileRange(int(dst.Fd()), end-flush, flush, unix.SYNC_FILE_RANGE_WRITE)
+		}
+		c.progress(n)
+	}
+	if info, err := dst.Stat(); err != nil {
+		return err
+	} else if info.Size() != e.Size {
+		return sizeError(dst.Name(), info.Size(), e.Size)
 	}
 	return nil
 }
@@ -77,7 +94,7 @@ func (c *copier) progress(n int64) {
 // readAt fills buf.
 func readAt(f *os.File, buf []byte, off int64) error {
 	if _, err := f.ReadAt(buf, off); err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return fmt.Errorf("read %s at offset %d: %w", f.Name(), off, err)
@@ -104,86 +121,32 @@ func writeData(f *os.File, buf []byte, off int64) error {
 
 func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
-// prover reads a copy back while it is being made, some way behind the copying. It compares the copy with what was
-// written, and its digest with the one that is known already; otherwise it sets that.
-type prover struct {
-	dst, src *os.File
-	file     *File
-	free     chan []byte // buffers that the prover does not need any more
-	todo     chan []byte // buffers with what was copied, in order
-	whole    bool        // the copying has come to its end
-	result   chan error
+// hasher hashes in a goroutine of its own, because that takes about as long as the copying. Buffers come from free,
+// and go into todo with the next piece of the content.
+type hasher struct {
+	free, todo chan []byte
+	digest     chan string
 }
 
-func newProver(dst, src *os.File, file *File) *prover {
-	buffers := min(ahead, file.Size/chunk+1)
-	p := &prover{
-		dst: dst, src: src, file: file,
-		free: make(chan []byte, buffers), todo: make(chan []byte, buffers), result: make(chan error, 1),
+func newHasher(size int64) *hasher {
+	buffers := min(ahead, size/chunk+1)
+	h := &hasher{
+		free: make(chan []byte, buffers), todo: make(chan []byte, buffers), digest: make(chan string, 1),
 	}
 	for range buffers {
-		p.free <- make([]byte, min(chunk, file.Size))
+		h.free <- make([]byte, min(chunk, size))
 	}
-	go func() { p.result <- p.run() }()
-	return p
+	go h.run()
+	return h
 }
 
-// buffer gives one that may be written until it is put into todo.
-func (p *prover) buffer() []byte { return <-p.free }
-
-// end tells that nothing more will be copied, be it all or not.
-func (p *prover) end(whole bool) {
-	if p != nil {
-		p.whole = whole
-		close(p.todo)
-	}
-}
-
-// wait returns when the files are not needed any more. If all was copied and the error is nil, the copy is proven and
-// file.SHA256 is set.
-func (p *prover) wait() error {
-	if p == nil {
-		return nil
-	}
-	return <-p.result
-}
-
-func (p *prover) run() (err error) {
+func (h *hasher) run() {
 	sum := sha256.New()
-	back := make([]byte, min(chunk, p.file.Size))
-	var off int64
-	for buf := range p.todo {
-		if err == nil { // else only give the buffers back, so that the copying does not wait for ever
-			err = p.compare(back[:len(buf)], buf, off)
-			sum.Write(buf)
-		}
-		off += int64(len(buf))
-		p.free <- buf[:cap(buf)]
+	for buf := range h.todo {
+		sum.Write(buf)
+		h.free <- buf[:cap(buf)]
 	}
-	if err != nil || !p.whole {
-		return err
-	}
-	if info, err := p.dst.Stat(); err != nil {
-		return err
-	} else if info.Size() != p.file.Size {
-		return sizeError(p.dst.Name(), info.Size(), p.file.Size)
-	}
-	digest := hex.EncodeToString(sum.Sum(nil))
-	if p.file.SHA256 == "" {
-		p.file.SHA256 = digest
-		return nil
-	}
-	return checkDigest(p.src.Name(), digest, p.file.SHA256)
-}
-
-func (p *prover) compare(back, buf []byte, off int64) error {
-	if err := readAt(p.dst, back, off); err != nil {
-		return err
-	}
-	if !bytes.Equal(back, buf) {
-		return fmt.Errorf("%s read back differs from %s near offset %d", p.dst.Name(), p.src.Name(), off)
-	}
-	return nil
+	h.digest <- hex.EncodeToString(sum.Sum(nil))
 }
 
 func checkDigest(name, got, want string) error {

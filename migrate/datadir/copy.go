@@ -29,26 +29,28 @@ func (m *Mode) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Progress is told how many of how many bytes are done. Calls come from one goroutine at a time, often. It may be nil.
+// Progress is told how many of how many bytes are done. Calls come from one goroutine at a time, often. It may be
+// nil.
 type Progress func(done, total int64)
 
 // CopyOptions says how CopyTree copies.
 type CopyOptions struct {
-	// Hash fills in File.SHA256, and reads the copy back and compares it with the source. Reading back goes through the
-	// page cache: with the fsync it shows that the right bytes were handed to the device, not that the device keeps them.
+	// Hash fills in File.SHA256, and reads the copy back and compares it with the source. Reading back goes through
+	// the page cache: with the fsync it shows that the right bytes were handed to the device, not that the device
+	// keeps them.
 	Hash     bool
 	Progress Progress
 }
 
 // CopyTree copies the directory or file src to dst, which must not exist in a directory that does, and tells what it
-// copied. Owner, mode and modification time are kept; holes stay holes; blocks are shared with the source where the file
-// system can (xfs, btrfs, by FICLONE). Symbolic links and anything else but files and directories are an error before the first byte
-// is copied, and so is too little space (a *SpaceError). When CopyTree returns, the copy is durable. After an error nothing
-// is left at dst.
+// copied. Owner, mode and modification time are kept; holes stay holes; blocks are shared with the source where the
+// file system can (xfs, btrfs, by FICLONE). Symbolic links and anything else but files and directories are an error
+// before the first byte is copied, and so is too little space (a *SpaceError). When CopyTree returns, the copy is
+// durable. After an error nothing is left at dst.
 //
-// A source that changes meanwhile is an error.
+// A source that changes meanwhile is an error. Directories called lost+found are left out.
 func CopyTree(ctx context.Context, dst, src string, opts CopyOptions) ([]File, error) {
-	entries, err := scan(src, "")
+	entries, err := scan(src, "", "")
 	if err != nil {
 		return nil, fmt.Errorf("copy %s: %w", src, err)
 	}
@@ -86,8 +88,8 @@ type copier struct {
 	finish  *errgroup.Group
 }
 
-// copyAll makes every entry's dst from its src. All go to one file system. Reading a file back and fsync of it overlap
-// with the copying of the next ones.
+// copyAll makes every entry's dst from its src. All go to one file system. The fsync of a file overlaps with the
+// copying of the next ones.
 func copyAll(ctx context.Context, entries []entry, opts CopyOptions) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(4) // files that are open and not durable yet
@@ -193,20 +195,35 @@ func (c *copier) copyFile(ctx context.Context, e *entry) (err error) {
 	if err != nil {
 		return errors.Join(err, src.Close())
 	}
-	var p *prover
+	var h *hasher
 	if c.Hash {
-		p = newProver(dst, src, &e.File)
+		h = newHasher(e.Size)
 	}
-	err = c.copyContent(ctx, dst, src, e, p)
+	err = c.copyContent(ctx, dst, src, e, h)
 	if err == nil {
 		err = setAttributes(dst, e.File)
 	}
-	p.end(err == nil)
+	err = errors.Join(err, src.Close())
+	if h != nil {
+		close(h.todo)
+	}
 	if err != nil {
-		return errors.Join(err, p.wait(), dst.Close(), src.Close())
+		return errors.Join(err, dst.Close())
 	}
 	c.finish.Go(func() error {
-		return errors.Join(fsync(dst), p.wait(), dst.Close(), src.Close())
+		err := fsync(dst)
+		if h != nil && err == nil {
+			err = e.setDigest(<-h.digest)
+		}
+		return errors.Join(err, dst.Close())
 	})
 	return nil
+}
+
+// setDigest takes what was hashed for the file's digest, or checks that it is the one which was known before.
+func (e *entry) setDigest(digest string) error {
+	if e.SHA256 == "" {
+		e.SHA256 = digest
+	}
+	return checkDigest(e.src, digest, e.SHA256)
 }

@@ -75,7 +75,8 @@ func TestCreateBackupKilled(t *testing.T) {
 	}
 }
 
-// Whatever fails in CreateBackup, the error tells, the source is unchanged, there is no half backup, and it can be repeated.
+// Whatever fails in CreateBackup, the error tells, the source is unchanged, there is no half backup, and it can be
+// repeated.
 func TestCreateBackupFaults(t *testing.T) {
 	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EIO} {
 		for n, ended := 1, false; !ended; n++ {
@@ -89,7 +90,7 @@ func TestCreateBackupFaults(t *testing.T) {
 			switch {
 			case err == nil && !ended && !strings.HasPrefix(*failed, "clone"):
 				t.Errorf("%s gives no error", when)
-			case err != nil && !(errors.Is(err, errno) && strings.Contains(err.Error(), l.DataDir)):
+			case err != nil && (!errors.Is(err, errno) || !strings.Contains(err.Error(), l.DataDir)):
 				t.Errorf("%s gives %v", when, err)
 			}
 			if diff := cmp.Diff(was, tree(t, l.DataDir, workName)); diff != "" {
@@ -198,6 +199,21 @@ func TestRestore(t *testing.T) {
 	}
 }
 
+// The marker of an earlier restore does not make the next one believe that it is done.
+func TestRestoreOverStaleMarker(t *testing.T) {
+	c := newRestoreCase(t, false, false)
+	stale := &restoreJournal{Replaced: "replaced-20250102T150405Z"}
+	must(t, stale.mark(c.l.MemberDir()))
+	replaced, err := c.b.Restore(context.Background(), c.l, nil)
+	must(t, err)
+	if diff := cmp.Diff(c.want, memberTree(t, c.l)); diff != "" {
+		t.Error(diff)
+	}
+	if !exists(filepath.Join(replaced[0], memberName, marker)) {
+		t.Error("what was replaced is not complete")
+	}
+}
+
 // With the member, the WAL files or version.txt missing on one side, a restore adds or removes them.
 func TestRestoreOfMissingParts(t *testing.T) {
 	for _, separate := range []bool{false, true} {
@@ -259,8 +275,8 @@ func TestRestoreRefuses(t *testing.T) {
 	}
 }
 
-// Killed at any of its calls, a restore leaves the old member, the new one, or one that ResumeRestore or another Restore
-// completes.
+// Killed at any of its calls, a restore leaves the old member, the new one, or one that ResumeRestore or another
+// Restore completes.
 func TestRestoreKilled(t *testing.T) {
 	for _, separate := range []bool{false, true} {
 		for _, exchange := range []string{"exchange", "no exchange"} {
@@ -297,8 +313,13 @@ func (c restoreCase) finish(t *testing.T, when string, again bool) {
 	if (id == c.b.ID) != (interrupted != "") {
 		t.Errorf("%s: resumed is %q of %q", when, id, interrupted)
 	}
-	if exists(prepared(c.l.DataDir)) || exists(prepared(c.l.WALDir)) || exists(c.l.journalFile()) {
-		t.Errorf("%s: something is left of the restore", when)
+	for _, name := range names(t, c.l.WorkDir()) {
+		if strings.Contains(name, "restore") {
+			t.Errorf("%s: %s is left of the restore", when, name)
+		}
+	}
+	if exists(prepared(c.l.WALDir)) {
+		t.Errorf("%s: something is left of the restore in the WAL dir", when)
 	}
 	if id != "" {
 		c.checkRestored(t, when, replaced)
@@ -307,8 +328,8 @@ func (c restoreCase) finish(t *testing.T, when string, again bool) {
 	}
 }
 
-// Whatever fails in a restore, the error tells, and the member is the old one or a restore under way. A second failure
-// on the way to completing it changes nothing about that.
+// Whatever fails in a restore, the error tells, and the member is the old one or a restore under way. A second
+// failure on the way to completing it changes nothing about that.
 func TestRestoreFaults(t *testing.T) {
 	for _, without := range []bool{false, true} {
 		for n, ended := 1, false; !ended; n++ {
@@ -331,7 +352,9 @@ func TestRestoreFaults(t *testing.T) {
 				if without {
 					noExchange()
 				}
-				_, _, err = c.l.ResumeRestore()
+				if _, _, err := c.l.ResumeRestore(); err != nil && !errors.Is(err, syscall.EIO) {
+					t.Errorf("%s, then %s gives %v", when, *failed, err)
+				}
 				before = func(string, string) error { return nil }
 				when += ", then " + *failed
 				c.checkInterrupted(t, when)
@@ -391,6 +414,8 @@ func TestRestoreAfterInterruptedOther(t *testing.T) {
 	_, err := c.b.Restore(context.Background(), c.l, nil)
 	checkError(t, err, "version.txt")
 	before = func(string, string) error { return nil }
+	_, err = CreateBackup(context.Background(), c.l, c.l.BackupsDir(""), testMeta, nil)
+	checkError(t, err, "a restore of backup "+c.b.Path+" was interrupted")
 	other := Layout{DataDir: c.l.DataDir, WALDir: c.l.MemberDir() + "/wal"}
 	_, _, err = other.ResumeRestore()
 	checkError(t, err, "it was begun with another setting of --wal-dir")

@@ -1,5 +1,5 @@
-// Package datadir handles the files of one stopped member: where they are, who holds them, copying, replacing, syncing,
-// free space, backups and restores. It knows nothing about what is inside etcd's files.
+// Package datadir handles the files of one stopped member: where they are, who holds them, copying, replacing,
+// syncing, free space, backups and restores. It knows nothing about what is inside etcd's files.
 //
 // This is the layout on disk; docs/formats/work-dir.md and docs/formats/backup-manifest.md have the details:
 //
@@ -17,8 +17,9 @@
 //	  *.wal                     etcd's
 //	  etcd-migrate/             restore.tmp/ and replaced-<time>/ of this directory, during and after a restore
 //
-// Whoever changes anything in a data dir holds its lock, see [Layout.Lock]. The functions here do not take it themselves.
+// Whoever changes anything in a data dir holds its lock, see [Layout.Lock]. The functions here do not take it
+// themselves.
 //
-// Writing is ordered so that killing the program at any instant loses nothing: build beside, fsync, check, rename, fsync
-// the parent directory. Linux only.
+// Writing is ordered so that killing the program at any instant loses nothing: build beside, fsync, check, rename,
+// fsync the parent directory. Linux only.
 package datadir

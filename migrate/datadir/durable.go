@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SyncDir makes the entries of a directory durable: what was created, renamed or removed in it survives a power cut. A
-// file system that cannot sync directories at all (some network ones) is taken at its word.
+// SyncDir makes the entries of a directory durable: what was created, renamed or removed in it survives a power cut.
+// A file system that cannot sync directories at all (some network ones) is taken at its word.
 func SyncDir(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
@@ -30,8 +30,8 @@ func SyncDir(path string) error {
 	return nil
 }
 
-// MkdirAll makes path and what is missing above it, each with mode 0700 and durable. When running as root a new directory
-// gets the owner of the directory that it is made in.
+// MkdirAll makes path and what is missing above it, each with mode 0700 and durable. When running as root a new
+// directory gets the owner of the directory that it is made in.
 func MkdirAll(path string) error {
 	switch info, err := os.Stat(path); {
 	case err == nil && !info.IsDir():
@@ -69,8 +69,8 @@ func ownAs(path, model string) error {
 	return os.Chown(path, int(st.Uid), int(st.Gid))
 }
 
-// WriteFile replaces the content of path as one step that survives a power cut: readers and crashes see the old file or
-// the new one, whole. The mode is set as given. When running as root the file keeps its owner; a new file gets the
+// WriteFile replaces the content of path as one step that survives a power cut: readers and crashes see the old file
+// or the new one, whole. The mode is set as given. When running as root the file keeps its owner; a new file gets the
 // owner of its directory. What a killed earlier call left behind is removed, so only one process may write path at a
 // time: the one that holds the lock.
 func WriteFile(path string, data []byte, mode fs.FileMode) error {
@@ -90,7 +90,7 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	defer t.Cleanup()
+	defer func() { _ = t.Cleanup() }() // a leftover is removed next time
 	model := path
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		model = dir
@@ -110,8 +110,8 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(dir)
 }
 
-// removeLeftovers removes the temporary files that renameio left for path when it was killed: a dot, the file's name and a
-// random number.
+// removeLeftovers removes the temporary files that renameio left for path when it was killed: a dot, the file's name
+// and a random number.
 func removeLeftovers(path string) error {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
@@ -177,14 +177,14 @@ func decodeJSON(data []byte, v any) error {
 	if err := d.Decode(v); err != nil {
 		return err
 	}
-	if _, err := d.Token(); err != io.EOF {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("there is something after the JSON value")
 	}
 	return nil
 }
 
-// Rename renames from to to and makes that durable in both directories. A file at to is replaced in the same instant; a
-// directory at to has to be empty, see Swap for one that is not.
+// Rename renames from to to and makes that durable in both directories. A file at to is replaced in the same instant;
+// a directory at to has to be empty, see Swap for one that is not.
 func Rename(from, to string) error {
 	if err := rename(from, to); err != nil {
 		return err
@@ -205,16 +205,16 @@ func syncBoth(to, from string) error {
 // Swap exchanges two files or directories of one file system durably: afterwards live is what fresh was, and fresh is
 // what live was. If there is nothing at live, fresh is renamed to it.
 //
-// Where the file system can (ext4, xfs, btrfs, tmpfs) the kernel does it in one step, and a crash leaves the state before
-// or after. Elsewhere it takes three renames, and a crash can leave
+// Where the file system can (ext4, xfs, btrfs, tmpfs) the kernel does it in one step, and a crash leaves the state
+// before or after. Elsewhere it takes three renames, and a crash can leave
 //
 //  1. nothing done
 //  2. fresh, no live, and the old live at fresh + ".old"
 //  3. no fresh, the new live, and the old live at fresh + ".old"
 //  4. all done
 //
-// A Swap of the same names after a crash completes 2 and 3 and does nothing else. Before and after (1 and 4) look alike to
-// Swap, so a caller that may run again marks what it swaps, as the restore does.
+// A Swap of the same names after a crash completes 2 and 3 and does nothing else. Before and after (1 and 4) look
+// alike to Swap, so a caller that may run again marks what it swaps, as the restore does.
 func Swap(fresh, live string) error {
 	if err := swap(fresh, live); err != nil {
 		return fmt.Errorf("swap %s and %s: %w", fresh, live, err)
@@ -248,8 +248,8 @@ func swap(fresh, live string) error {
 	return Rename(old, fresh)
 }
 
-// cannotExchange reports whether an error means that the file system or kernel has no RENAME_EXCHANGE: EINVAL comes from
-// the file system, ENOSYS from kernels before 3.15, and the other two from sandboxes.
+// cannotExchange reports whether an error means that the file system or kernel has no RENAME_EXCHANGE: EINVAL comes
+// from the file system, ENOSYS from kernels before 3.15, and the other two from sandboxes.
 func cannotExchange(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTSUP) ||
 		errors.Is(err, unix.EPERM)

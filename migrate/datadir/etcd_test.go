@@ -156,8 +156,8 @@ func (e *etcd) etcdctl(args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// With every minor, with and without --wal-dir: a running etcd is seen and named, asking does not disturb it, a stopped one
-// is not seen, it does not mind our directories, and a restore brings back what was backed up.
+// With every minor, with and without --wal-dir: a running etcd is seen and named, asking does not disturb it, a
+// stopped one is not seen, it does not mind our directories, and a restore brings back what was backed up.
 func TestRealEtcds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts etcds")

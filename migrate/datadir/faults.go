@@ -6,19 +6,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// before is called ahead of every call that changes the disk, with the call's name and the file it is about. Tests set it
-// to make the n-th call fail or to end the process there. Some calls come from several goroutines at once.
+// before is called ahead of every call that changes the disk, with the call's name and the file it is about. Tests
+// set it to make the n-th call fail or to end the process there. Some calls come from several goroutines at once.
 var before = func(op, path string) error { return nil }
 
 func guard(op, path string, call func() error) error {
-	err := before(op, path)
-	if err == nil {
-		err = call()
-	}
-	if _, plain := err.(unix.Errno); plain {
+	if err := before(op, path); err != nil {
 		return &os.PathError{Op: op, Path: path, Err: err}
 	}
-	return err
+	return call()
 }
 
 func mkdir(path string) error {
@@ -48,7 +44,11 @@ func rename(from, to string) error {
 
 func exchange(a, b string) error {
 	return guard("exchange", b, func() error {
-		return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+		err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+		if err != nil {
+			return &os.LinkError{Op: "exchange", Old: a, New: b, Err: err}
+		}
+		return nil
 	})
 }
 

@@ -6,86 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strings"
-	"time"
 )
 
-// journalFormat is the format of restore.json that this program writes, and the only one that it reads.
-const journalFormat = 1
-
-// restoreJournal is restore.json: it exists from the moment at which everything is prepared until the restore is done.
-type restoreJournal struct {
-	Format  int    `json:"format"`
-	Backup  string `json:"backup"`  // the directory
-	ID      string `json:"id"`      // of the backup
-	Version bool   `json:"version"` // the backup has a version.txt
-	// WAL is what a separate WAL dir will hold.
-	SeparateWAL bool     `json:"separateWAL"`
-	WAL         []string `json:"wal"`
-	// Replaced is the name of the directory, in each work dir, that takes what is replaced.
-	Replaced string `json:"replaced"`
-	// Installed is set when everything is in place and only clearing up is left.
-	Installed bool `json:"installed"`
-}
-
-var replacedName = regexp.MustCompile(`^replaced-[0-9]{8}T[0-9]{6}Z$`)
-
-// errNotPrepared means that neither the member directory nor the prepared one is the restored one.
-var errNotPrepared = errors.New("what it had prepared is gone: restore a backup again")
-
-func (l Layout) journalFile() string { return filepath.Join(l.WorkDir(), "restore.json") }
-
-// readJournal gives nil if no restore is under way.
-func (l Layout) readJournal() (*restoreJournal, error) {
-	data, err := readSmall(l.journalFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	j, err := parseJournal(data)
-	if err != nil {
-		return nil, fmt.Errorf("read journal %s: %w", l.journalFile(), err)
-	}
-	return j, nil
-}
-
-func parseJournal(data []byte) (*restoreJournal, error) {
-	j := &restoreJournal{}
-	if err := decodeJSON(data, j); err != nil {
-		return nil, err
-	}
-	if j.Format != journalFormat {
-		return nil, fmt.Errorf("its format is %d, and this program knows format %d only", j.Format, journalFormat)
-	}
-	if !replacedName.MatchString(j.Replaced) {
-		return nil, fmt.Errorf("%q is not a place for what is replaced", j.Replaced)
-	}
-	for _, name := range j.WAL {
-		if name == "." || !fs.ValidPath(name) || strings.Contains(name, "/") {
-			return nil, fmt.Errorf("%q is not the name of a WAL file", name)
-		}
-	}
-	return j, nil
-}
-
-// InterruptedRestore names the directory of the backup whose restore ResumeRestore would complete, or gives "". It changes
-// nothing.
-func (l Layout) InterruptedRestore() (backup string, err error) {
-	j, err := l.readJournal()
-	if j == nil || err != nil {
-		return "", err
-	}
-	return j.Backup, nil
-}
-
-// ResumeRestore completes a restore that was interrupted after the point of no return, and removes what one left that was
-// interrupted before. Whoever is about to use a data dir calls it first: with an interrupted restore the member can be
-// half the old and half the new one. It says which backup was restored and returns what Restore would have; the id is
-// empty if there was nothing to complete.
+// ResumeRestore completes a restore that was interrupted after the point of no return, and removes what one left that
+// was interrupted before. Whoever is about to use a data dir calls it first: with an interrupted restore the member
+// can be half the old and half the new one. It says which backup was restored and returns what Restore would have;
+// the id is empty if there was nothing to complete.
 func (l Layout) ResumeRestore() (id string, replaced []string, err error) {
 	j, err := l.readJournal()
 	if err != nil {
@@ -112,40 +39,20 @@ func (l Layout) ResumeRestore() (id string, replaced []string, err error) {
 	return j.ID, replaced, nil
 }
 
-// install writes the journal and puts what b.prepare has made in place.
-func (l Layout) install(b Backup) ([]string, error) {
-	j := &restoreJournal{
-		Format: journalFormat, Backup: b.Path, ID: b.ID, SeparateWAL: l.SeparateWAL(), Replaced: l.newReplaced(),
-	}
-	for _, f := range b.Manifest.Files {
-		if name, found := strings.CutPrefix(f.Path, walName+"/"); found && !strings.Contains(name, "/") {
-			j.WAL = append(j.WAL, name)
-		}
-		j.Version = j.Version || f.Path == versionName
-	}
+// install writes the journal and puts what is prepared in place.
+func (l Layout) install(j *restoreJournal) ([]string, error) {
 	err := WriteJSON(l.journalFile(), j)
 	if err == nil {
-		err = l.installMember()
+		err = l.installMember(j)
 	}
-	if err != nil && !l.memberTouched() {
-		// Nothing is replaced, so the restore can still be called off.
-		return nil, errors.Join(err, l.removeJournal(), l.removePrepared())
+	if err == nil {
+		return l.complete(j)
 	}
-	if err != nil {
+	if touched, doubt := l.memberTouched(j); touched || doubt != nil {
 		return nil, err
 	}
-	return l.complete(j)
-}
-
-// newReplaced finds a name that is not in use.
-func (l Layout) newReplaced() string {
-	for when := now().UTC(); ; when = when.Add(time.Second) {
-		name := "replaced-" + when.Format(idTime)
-		taken := slices.ContainsFunc(l.roots(), func(root string) bool { return exists(filepath.Join(workIn(root), name)) })
-		if !taken {
-			return name
-		}
-	}
+	// Nothing is replaced, so the restore can still be called off.
+	return nil, errors.Join(err, l.removeJournal(), l.removePrepared())
 }
 
 // complete does what is left to do of a restore. Every part of it can be repeated.
@@ -153,9 +60,9 @@ func (l Layout) complete(j *restoreJournal) (replaced []string, err error) {
 	aside := filepath.Join(l.WorkDir(), j.Replaced)
 	walAside := filepath.Join(workIn(l.WALDir), j.Replaced)
 	if !j.Installed {
-		// The member goes before the WAL. A member directory with a newer log beside it makes etcd go forward again or
-		// refuse; a db that is ahead of its log would make it skip what is written next.
-		if err := l.installMember(); err != nil {
+		// The member goes before the WAL. A member directory with a newer log beside it makes etcd go forward again
+		// or refuse; a db that is ahead of its log would make it skip what is written next.
+		if err := l.installMember(j); err != nil {
 			return nil, err
 		}
 		if l.SeparateWAL() {
@@ -194,22 +101,26 @@ func (l Layout) complete(j *restoreJournal) (replaced []string, err error) {
 }
 
 // installMember puts the prepared member directory in place, and the live one where that was.
-func (l Layout) installMember() error {
+func (l Layout) installMember(j *restoreJournal) error {
 	fresh := filepath.Join(prepared(l.DataDir), memberName)
-	if isMarked(l.MemberDir()) && !exists(fresh+".old") {
-		return nil // done before
+	done, err := j.marked(l.MemberDir())
+	if err != nil || done && !exists(fresh+".old") {
+		return err
 	}
-	if !isMarked(l.MemberDir()) && !isMarked(fresh) {
+	ready, err := j.marked(fresh)
+	if err != nil {
+		return err
+	}
+	if !done && !ready {
 		return errNotPrepared
 	}
 	return Swap(fresh, l.MemberDir())
 }
 
-func isMarked(dir string) bool { return exists(filepath.Join(dir, marker)) }
-
 // memberTouched reports whether installMember has replaced the member or is in the middle of it.
-func (l Layout) memberTouched() bool {
-	return isMarked(l.MemberDir()) || exists(filepath.Join(prepared(l.DataDir), memberName+".old"))
+func (l Layout) memberTouched(j *restoreJournal) (bool, error) {
+	done, err := j.marked(l.MemberDir())
+	return done || exists(filepath.Join(prepared(l.DataDir), memberName+".old")), err
 }
 
 func (l Layout) installWAL(j *restoreJournal, aside string) error {
@@ -234,10 +145,11 @@ func (l Layout) installVersion(j *restoreJournal, aside string) error {
 	return replaceEntries(prepared(l.DataDir), l.DataDir, aside, names, []string{versionName})
 }
 
-// replaceEntries replaces the present entries of the directory live with names, which are in the directory fresh, and keeps
-// the old ones in aside. It takes the place of one exchange where live may be a mount point. Each name is replaced in one
-// step, and the old ones that have no successor go last, so that live is never empty in between: an etcd that finds no
-// WAL at all would start a new cluster. Repeating it after a crash completes it: what is still in fresh is not done.
+// replaceEntries replaces the present entries of the directory live with names, which are in the directory fresh, and
+// keeps the old ones in aside. It takes the place of one exchange where live may be a mount point. Each name is
+// replaced in one step, and the old ones that have no successor go last, so that live is never empty in between: an
+// etcd that finds no WAL at all would start a new cluster. Repeating it after a crash completes it: what is still in
+// fresh is not done.
 func replaceEntries(fresh, live, aside string, names, present []string) error {
 	var old []string
 	for _, name := range present {
@@ -280,7 +192,8 @@ func replaceEntries(fresh, live, aside string, names, present []string) error {
 	return SyncDir(live)
 }
 
-// keep makes aside a second name of live, or moves live there if it is a directory or the file system has no hard links.
+// keep makes aside a second name of live, or moves live there if it is a directory or the file system has no hard
+// links.
 func keep(live, aside string) error {
 	a, err := os.Lstat(live)
 	if err != nil {
@@ -305,8 +218,8 @@ func (l Layout) removeJournal() error {
 	return SyncDir(l.WorkDir())
 }
 
-// abandonRestore gives up a restore that cannot be completed, because somebody has taken away what was prepared. What is
-// left in its place may be the replaced member, so it is kept.
+// abandonRestore gives up a restore that cannot be completed, because somebody has taken away what was prepared. What
+// is left in its place may be the replaced member, so it is kept.
 func (l Layout) abandonRestore() error {
 	if left := prepared(l.DataDir); exists(left) {
 		aside := filepath.Join(l.WorkDir(), l.newReplaced())

@@ -16,7 +16,8 @@ const (
 	versionName = "version.txt"
 	workName    = "etcd-migrate"
 	backupsName = "backups"
-	// lost+found is made by mkfs at the root of an ext file system, so it is there when a directory is a whole volume.
+	// lost+found is made by mkfs at the root of an ext file system, so it is there when a directory is a whole
+	// volume.
 	lostFound = "lost+found"
 )
 
@@ -26,10 +27,11 @@ type Layout struct {
 	WALDir  string // <data dir>/member/wal unless etcd runs with --wal-dir
 }
 
-// NewLayout makes a Layout from what etcd's --data-dir and --wal-dir say; an empty walDir means that etcd runs without
+// NewLayout makes a Layout from what etcd's --data-dir and --wal-dir say; an empty walDir means that etcd runs
+// without
 // --wal-dir. Symbolic links that lead to either directory are followed, so that both spellings of a directory share one
-// lock. The directories need not exist, but a link that leads nowhere is an error: the volume behind it is probably not
-// mounted, and that must not pass for an empty data dir.
+// lock. The directories need not exist, but a link that leads nowhere is an error: the volume behind it is probably
+// not mounted, and that must not pass for an empty data dir.
 func NewLayout(dataDir, walDir string) (Layout, error) {
 	if dataDir == "" {
 		return Layout{}, errors.New("the data dir has no name")
@@ -118,6 +120,7 @@ func (l Layout) BackupsDir(override string) string {
 // Presence says whether there is a member to work on.
 type Presence int
 
+// What Presence finds.
 const (
 	Missing Presence = iota // there is no data dir
 	Empty                   // the data dir holds nothing of etcd's: a first start
@@ -126,10 +129,10 @@ const (
 
 func (p Presence) String() string { return [...]string{"missing", "empty", "present"}[p] }
 
-// Presence looks into the data dir without changing it. It is Empty with lost+found, version.txt, the work dir, dot files
-// and empty member directories only. Anything else without a member beside it is an error, because a directory with
-// somebody else's files in it is a wrong path or a wrong volume rather than a first start. So is a file or a symbolic
-// link where a directory has to be.
+// Presence looks into the data dir without changing it. It is Empty with lost+found, version.txt, the work dir, dot
+// files and empty member directories only. Anything else without a member beside it is an error, because a directory
+// with somebody else's files in it is a wrong path or a wrong volume rather than a first start. So is a file or a
+// symbolic link where a directory has to be.
 func (l Layout) Presence() (Presence, error) {
 	entries, err := os.ReadDir(l.DataDir)
 	missing := errors.Is(err, fs.ErrNotExist)
@@ -190,6 +193,9 @@ func anyFile(dir string) (bool, error) {
 	}
 	found := false
 	err = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if e != nil && e.IsDir() && e.Name() == lostFound {
+			return filepath.SkipDir
+		}
 		if err == nil && !e.IsDir() {
 			found = true
 			return filepath.SkipAll

@@ -52,10 +52,6 @@ func TestNewLayout(t *testing.T) {
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Error(diff)
 			}
-			if want := err == nil && filepath.Base(got.WALDir) == "wal" && !strings.HasSuffix(got.WALDir, "member/wal"); want !=
-				(err == nil && got.SeparateWAL()) {
-				t.Errorf("SeparateWAL() = %v of %v", got.SeparateWAL(), got)
-			}
 		})
 	}
 	if _, err := NewLayout(root+"/dangling", ""); !errors.Is(err, fs.ErrNotExist) {
@@ -84,6 +80,9 @@ func TestLayoutPaths(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	if l.SeparateWAL() || !(Layout{"/d", "/d/wal"}).SeparateWAL() {
+		t.Error("SeparateWAL does not tell the two apart")
+	}
 }
 
 func TestPresence(t *testing.T) {
@@ -98,6 +97,7 @@ func TestPresence(t *testing.T) {
 		"fresh volume":          {[]string{"data/lost+found/"}, "", Empty, ""},
 		"ours only":             {[]string{"data/version.txt", "data/etcd-migrate/backups/x/member/snap/db", "data/.keep"}, "", Empty, ""},
 		"empty member":          {[]string{"data/member/snap/", "data/member/wal/"}, "", Empty, ""},
+		"member on a volume":    {[]string{"data/member/lost+found/x"}, "", Empty, ""},
 		"member":                {[]string{"data/member/snap/db"}, "", Present, ""},
 		"WAL only":              {[]string{"data/member/wal/0.wal", "data/stray"}, "", Present, ""},
 		"stray file":            {[]string{"data/snapshot.db", "data/version.txt"}, "", Missing, "no member data but holds snapshot.db"},

@@ -29,10 +29,10 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("%s is locked by %s (pid %d)", e.Path, e.Command, e.PID)
 }
 
-// Lock takes the data dir for this process, so that no second one changes it. It never waits: if another process holds the
-// lock, the error is a *HeldError. The lock is a flock(2) on the directory itself: nothing is created, the kernel drops it
-// when this process ends in any way, and neither child processes nor a program started with exec inherit it. etcd does
-// not look at it; see LiveEtcd for etcd's own locks.
+// Lock takes the data dir for this process, so that no second one changes it. It never waits: if another process
+// holds the lock, the error is a *HeldError. The lock is a flock(2) on the directory itself: nothing is created, the
+// kernel drops it when this process ends in any way, and neither child processes nor a program started with exec
+// inherit it. etcd does not look at it; see LiveEtcd for etcd's own locks.
 //
 // A file system that cannot lock directories (NFS) is an error.
 func (l Layout) Lock() (unlock func() error, err error) {
@@ -48,6 +48,9 @@ func lockDir(path string) (*flock.Flock, error) {
 	// With O_CREATE left out, gofrs/flock opens a directory as well as a file.
 	lock := flock.New(path, flock.SetFlag(os.O_RDONLY|unix.O_DIRECTORY))
 	ok, err := lock.TryLock()
+	if errors.Is(err, unix.EISDIR) { // gofrs/flock has tried to open it for writing, which is what NFS needs for a lock
+		return nil, fmt.Errorf("the file system of %s cannot lock directories: %w", path, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -57,10 +60,10 @@ func lockDir(path string) (*flock.Flock, error) {
 	return lock, nil
 }
 
-// LiveEtcd returns a *HeldError if a running etcd holds the member's files, and nil if none does or there are no files.
-// It asks for the locks that every etcd takes on its *.wal files (2.x with flock, 3.0 and later with open file
-// description locks, see client/pkg/fileutil/lock_linux.go in etcd) and bbolt on the db (flock). It needs only to read
-// them and changes nothing: where flock has no query, a shared lock is taken and dropped at once.
+// LiveEtcd returns a *HeldError if a running etcd holds the member's files, and nil if none does or there are no
+// files. It asks for the locks that every etcd takes on its *.wal files (2.x with flock, 3.0 and later with open file
+// description locks, see client/pkg/fileutil/lock_linux.go in etcd) and bbolt on the db (flock). It needs only to
+// read them and changes nothing: where flock has no query, a shared lock is taken and dropped at once.
 func (l Layout) LiveEtcd() error {
 	dirs := []string{filepath.Join(l.MemberDir(), "wal")}
 	if l.SeparateWAL() {
@@ -145,8 +148,8 @@ func held(path string) *HeldError {
 //
 //	lock:	1: FLOCK  ADVISORY  WRITE 359 fe:00:11691 0 EOF
 //
-// with the device and inode number of the file: proc_pid_fdinfo(5). The device is not the one that stat tells on btrfs,
-// so the file's name decides there.
+// with the device and inode number of the file: proc_pid_fdinfo(5). The device is not the one that stat tells on
+// btrfs, so the file's name decides there.
 func locksFile(fdinfo, name, path string, st *syscall.Stat_t) bool {
 	device := fmt.Sprintf("%02x:%02x", unix.Major(st.Dev), unix.Minor(st.Dev))
 	inode := strconv.FormatUint(st.Ino, 10)

@@ -20,8 +20,8 @@ import (
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
-// The test binary starts itself to play another process. What that does is named by childEnv; the arguments follow in the
-// command line.
+// The test binary starts itself to play another process. What that does is named by childEnv; the arguments follow in
+// the command line.
 const childEnv = "DATADIR_TEST_CHILD"
 
 var children = map[string]func(args []string) error{}
@@ -54,8 +54,8 @@ func setBefore(t *testing.T, f func(op, path string) error) {
 	t.Cleanup(func() { before = old })
 }
 
-// killAt makes this process kill itself at the n-th call that changes what other processes see. Before a sync there is
-// nothing to see that is not there before the call after it, too.
+// killAt makes this process kill itself at the n-th call that changes what other processes see. Before a sync there
+// is nothing to see that is not there before the call after it, too.
 func killAt(n string) error {
 	limit, err := strconv.ParseInt(n, 10, 64)
 	var calls atomic.Int64
@@ -167,8 +167,8 @@ type state struct {
 	Digest   string
 }
 
-// tree tells the state of everything in and below dir but for what is below the names in skip. The times of dir itself and
-// of the directories in timeless are left out.
+// tree tells the state of everything in and below dir but for what is below the names in skip. The times of dir
+// itself and of the directories in timeless are left out.
 func tree(t *testing.T, dir string, skip ...string) map[string]state {
 	t.Helper()
 	all := map[string]state{}

@@ -32,8 +32,8 @@ type Manifest struct {
 	SeparateWAL bool                `json:"separateWAL"`
 	Bytes       int64               `json:"bytes"` // the sum of the files' sizes
 	Files       []File              `json:"files"` // directories before what is in them
-	// Digest is the SHA-256 of manifest.json itself with this digest taken out of its quotes, in hexadecimal. It finds
-	// damage; it does not stop somebody who wants to change a backup.
+	// Digest is the SHA-256 of manifest.json itself with this digest taken out of its quotes, in hexadecimal. It
+	// finds damage; it does not stop somebody who wants to change a backup.
 	Digest string `json:"digest"`
 }
 
@@ -59,8 +59,8 @@ func (m *Manifest) encode() ([]byte, error) {
 // quote is escaped there.
 func digestField(digest string) []byte { return []byte(`"digest": "` + digest + `"`) }
 
-// parseManifest reads the text of a manifest.json. It refuses everything that this program would not have written, paths
-// that lead out of the backup above all.
+// parseManifest reads the text of a manifest.json. It refuses everything that this program would not have written,
+// paths that lead out of the backup above all.
 func parseManifest(data []byte) (Manifest, error) {
 	// A newer format may have other fields, so the number is looked at before the rest.
 	var format struct{ Format int }
@@ -68,7 +68,7 @@ func parseManifest(data []byte) (Manifest, error) {
 		return Manifest{}, err
 	}
 	if format.Format != manifestFormat {
-		return Manifest{}, fmt.Errorf("its format is %d, and this program knows format %d only", format.Format, manifestFormat)
+		return Manifest{}, formatError(format.Format, manifestFormat)
 	}
 	var m Manifest
 	if err := decodeJSON(data, &m); err != nil {
@@ -82,6 +82,10 @@ func parseManifest(data []byte) (Manifest, error) {
 		return Manifest{}, err
 	}
 	return m, nil
+}
+
+func formatError(got, known int) error {
+	return fmt.Errorf("its format is %d, and this program knows format %d only", got, known)
 }
 
 func (m *Manifest) check() error {

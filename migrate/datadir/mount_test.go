@@ -84,11 +84,11 @@ func smallVolume(args []string) error {
 	}
 	usage, err := l.Usage()
 	if err != nil || usage != 2<<20 {
-		return fmt.Errorf("the usage is %d, %v", usage, err)
+		return fmt.Errorf("the usage is %d, %w", usage, err)
 	}
 	space := (*SpaceError)(nil)
 	if err := backup(); !errors.As(err, &space) || !errors.Is(err, unix.ENOSPC) || space.Need != 2<<20 || space.Free > 1<<20 {
-		return fmt.Errorf("with too little space a backup gives %v", err)
+		return fmt.Errorf("with too little space a backup gives %w", err)
 	} else if !strings.Contains(err.Error(), "needs 2.0 MiB, and its file system has ") {
 		return fmt.Errorf("the error is %w", err)
 	}
@@ -106,10 +106,10 @@ func smallVolume(args []string) error {
 	err = backup()
 	before = func(string, string) error { return nil }
 	if !errors.Is(err, unix.ENOSPC) || errors.As(err, &space) && space.Need == 0 {
-		return fmt.Errorf("on a full volume a backup gives %v", err)
+		return fmt.Errorf("on a full volume a backup gives %w", err)
 	}
 	if left, err := os.ReadDir(l.BackupsDir("")); err != nil || len(left) > 0 {
-		return fmt.Errorf("left behind: %v, %v", left, err)
+		return fmt.Errorf("left behind: %v, %w", left, err)
 	}
 	if err := errors.Join(os.Remove(filler), backup()); err != nil {
 		return err
@@ -119,7 +119,7 @@ func smallVolume(args []string) error {
 		return err
 	}
 	if err := backup(); !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), dir) {
-		return fmt.Errorf("on a read-only volume a backup gives %v", err)
+		return fmt.Errorf("on a read-only volume a backup gives %w", err)
 	}
 	if err := l.LiveEtcd(); err != nil {
 		return err
@@ -140,8 +140,8 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-// A restore works where the data dir, the separate WAL dir and the backups are volumes of their own, and refuses a volume
-// inside of what it would have to rename.
+// A restore works where the data dir, the separate WAL dir and the backups are volumes of their own, and refuses a
+// volume inside of what it would have to rename.
 func mounts(args []string) error {
 	l := Layout{DataDir: args[0], WALDir: args[1]}
 	original := OpenBackup(args[2])
@@ -183,13 +183,13 @@ func mounts(args []string) error {
 		return err
 	}
 	if _, err := restore(); err == nil || !strings.Contains(err.Error(), inside+" is a mount point") {
-		return fmt.Errorf("with a volume inside a restore gives %v", err)
+		return fmt.Errorf("with a volume inside a restore gives %w", err)
 	}
 	if same, err := SameFileSystem(inside, l.MemberDir()); same || err != nil {
-		return fmt.Errorf("a mount is on the same file system: %v, %v", same, err)
+		return fmt.Errorf("a mount is on the same file system: %v, %w", same, err)
 	}
 	if same, err := SameFileSystem(l.WorkDir()+"/none/x", l.MemberDir()); !same || err != nil {
-		return fmt.Errorf("one volume is on one file system: %v, %v", same, err)
+		return fmt.Errorf("one volume is on one file system: %v, %w", same, err)
 	}
 	return nil
 }

@@ -4,27 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Restore makes the member what the backup holds: member/, the separate WAL dir and version.txt, with the owners, modes and
-// times from the manifest. It returns the directories that hold what was replaced, one in the work dir and one in a
-// separate WAL dir; there are none if there was no member. Nothing in them is needed any more.
+// Restore makes the member what the backup holds: member/, the separate WAL dir and version.txt, with the owners,
+// modes and times from the manifest. It returns the directories that hold what was replaced, one in the work dir and
+// one in a separate WAL dir; there are none if there was no member. Nothing in them is needed any more.
 //
 // First everything is copied into etcd-migrate/restore.tmp (and the same in a separate WAL dir), checked against the
-// manifest on the way, made durable and read back. Until then nothing is changed, and any error leaves the member as it
-// was. Then restore.json is written, and only renames are left. From there on the restore cannot be undone but only be
-// completed, by ResumeRestore or another Restore, whatever interrupts it. The backup is never written to, so there is a
-// whole copy of the data at every instant.
+// manifest on the way, made durable and read back. Until then nothing is changed, and any error leaves the member as
+// it was. Then restore.json is written, and only renames are left. From there on the restore cannot be undone but
+// only be completed, by ResumeRestore or another Restore, whatever interrupts it. The backup is never written to, so
+// there is a whole copy of the data at every instant.
 //
-// A running etcd is an error (*HeldError), and so are a damaged backup, too little space (*SpaceError), and a layout that
-// has a separate WAL dir where the backup has none or the reverse.
+// A running etcd is an error (*HeldError), and so are a damaged backup, too little space (*SpaceError), and a layout
+// that has a separate WAL dir where the backup has none or the reverse.
 func (b Backup) Restore(ctx context.Context, l Layout, progress Progress) (replaced []string, err error) {
 	replaced, err = b.restore(ctx, l, progress)
 	if err != nil {
@@ -45,10 +43,11 @@ func (b Backup) restore(ctx context.Context, l Layout, progress Progress) ([]str
 	if err != nil {
 		return nil, err
 	}
-	if err := b.prepare(ctx, l, progress); err != nil {
+	j := b.journal(l)
+	if err := b.prepare(ctx, l, j, progress); err != nil {
 		return nil, errors.Join(err, l.removePrepared())
 	}
-	replaced, err := l.install(b)
+	replaced, err := l.install(j)
 	return append(earlier, replaced...), err
 }
 
@@ -102,12 +101,8 @@ func workIn(root string) string { return filepath.Join(root, workName) }
 // prepared is where a restore builds what will be in root.
 func prepared(root string) string { return filepath.Join(workIn(root), "restore.tmp") }
 
-// marker is a file inside a restored member directory until the restore is done. It tells the restored directory from the
-// one that it replaces, wherever a crash leaves the two.
-const marker = ".restored-by-etcd-migrate"
-
 // prepare copies the backup to where renames can put it in place.
-func (b Backup) prepare(ctx context.Context, l Layout, progress Progress) error {
+func (b Backup) prepare(ctx context.Context, l Layout, j *restoreJournal, progress Progress) error {
 	if err := l.removePrepared(); err != nil {
 		return err
 	}
@@ -137,12 +132,12 @@ func (b Backup) prepare(ctx context.Context, l Layout, progress Progress) error 
 			return err
 		}
 	}
-	return markMember(filepath.Join(prepared(l.DataDir), memberName), b.ID)
+	return j.mark(filepath.Join(prepared(l.DataDir), memberName))
 }
 
 // copies says what has to be copied where, with the attributes that the manifest knows.
 func (b Backup) copies(l Layout) (data, wal []entry, err error) {
-	there, err := scan(b.Path, "")
+	there, err := scan(b.Path, "", manifestName)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -168,39 +163,6 @@ func (b Backup) copies(l Layout) (data, wal []entry, err error) {
 	return data, wal, nil
 }
 
-// markMember puts the marker into a prepared member directory. The marker keeps the directory's time, which changes with
-// it.
-func markMember(dir, id string) error {
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	name := filepath.Join(dir, marker)
-	if err := WriteFile(name, []byte(id+"\n"), 0o600); err != nil {
-		return err
-	}
-	return os.Chtimes(name, time.Time{}, info.ModTime())
-}
-
-// unmarkMember takes the marker out of the live member directory, if it is still there.
-func unmarkMember(dir string) error {
-	name := filepath.Join(dir, marker)
-	info, err := os.Stat(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := remove(name); err != nil {
-		return err
-	}
-	if err := os.Chtimes(dir, time.Time{}, info.ModTime()); err != nil {
-		return err
-	}
-	return SyncDir(dir)
-}
-
 // removePrepared removes what a restore has prepared. It is not called while there is a journal that needs it.
 func (l Layout) removePrepared() error {
 	for _, root := range l.roots() {
@@ -212,6 +174,11 @@ func (l Layout) removePrepared() error {
 			return err
 		}
 		if err := SyncDir(filepath.Dir(dir)); err != nil {
+			return err
+		}
+	}
+	if exists(l.WorkDir()) {
+		if err := removeLeftovers(l.journalFile()); err != nil {
 			return err
 		}
 	}

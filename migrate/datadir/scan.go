@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -41,8 +40,9 @@ func linkError(name string) error {
 }
 
 // scan lists src, which is a directory or a regular file, and all below it, directories before what is in them. The
-// entries' paths begin with rel, which may be empty. Entries of src itself whose names are in skip are left out.
-func scan(src, rel string, skip ...string) ([]entry, error) {
+// entries' paths begin with rel, which may be empty. Left out are the entry skip of src itself, and each lost+found:
+// it belongs to a volume, not to etcd, and only root may look into it.
+func scan(src, rel, skip string) ([]entry, error) {
 	info, err := os.Lstat(src)
 	if err != nil {
 		return nil, err
@@ -69,13 +69,13 @@ func scan(src, rel string, skip ...string) ([]entry, error) {
 		return nil, err
 	}
 	for _, n := range names {
-		if slices.Contains(skip, n.Name()) {
+		if n.IsDir() && n.Name() == lostFound || n.Name() == skip {
 			continue
 		}
 		if !utf8.ValidString(n.Name()) {
 			return nil, fmt.Errorf("%q is not a name in UTF-8", filepath.Join(src, n.Name()))
 		}
-		below, err := scan(filepath.Join(src, n.Name()), path.Join(rel, n.Name()))
+		below, err := scan(filepath.Join(src, n.Name()), path.Join(rel, n.Name()), "")
 		if err != nil {
 			return nil, err
 		}
@@ -92,18 +92,18 @@ const (
 
 // scan lists what belongs to the member: member/, a separate WAL dir as wal/, and version.txt if there is one.
 func (l Layout) scan() ([]entry, error) {
-	entries, err := scan(l.MemberDir(), memberName)
+	entries, err := scan(l.MemberDir(), memberName, "")
 	if err != nil {
 		return nil, err
 	}
 	if l.SeparateWAL() {
-		wal, err := scan(l.WALDir, walName, lostFound, workName)
+		wal, err := scan(l.WALDir, walName, workName)
 		if err != nil {
 			return nil, err
 		}
 		entries = append(entries, wal...)
 	}
-	version, err := scan(l.VersionFile(), versionName)
+	version, err := scan(l.VersionFile(), versionName, "")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

@@ -29,8 +29,8 @@ func (e *SpaceError) Error() string {
 // Unwrap makes a SpaceError match syscall.ENOSPC, which is what going on would have met.
 func (e *SpaceError) Unwrap() error { return unix.ENOSPC }
 
-// FreeSpace is how many bytes an ordinary user can still write to the file system of path. If path does not exist, it is
-// the file system that path would be made in.
+// FreeSpace is how many bytes an ordinary user can still write to the file system of path. If path does not exist, it
+// is the file system that path would be made in.
 func FreeSpace(path string) (uint64, error) {
 	var st unix.Statfs_t
 	err := atNearest(path, func(p string) error { return unix.Statfs(p, &st) })
@@ -40,8 +40,9 @@ func FreeSpace(path string) (uint64, error) {
 	return st.Bavail * uint64(st.Bsize), nil
 }
 
-// SameFileSystem reports whether a and b are on one file system, so that copies between them can share blocks. A path that
-// does not exist counts as where it would be made. A rename can fail all the same between two mounts of one file system.
+// SameFileSystem reports whether a and b are on one file system, so that copies between them can share blocks. A path
+// that does not exist counts as where it would be made. A rename can fail all the same between two mounts of one file
+// system.
 func SameFileSystem(a, b string) (bool, error) {
 	var sa, sb unix.Stat_t
 	for path, st := range map[string]*unix.Stat_t{a: &sa, b: &sb} {
@@ -61,8 +62,8 @@ func atNearest(path string, f func(string) error) error {
 	return err
 }
 
-// Usage is how many bytes of disk a full copy of the member takes: member/, a separate WAL dir and version.txt, without
-// the holes in sparse files. It needs no lock, but is an estimate while etcd runs.
+// Usage is how many bytes of disk a full copy of the member takes: member/, a separate WAL dir and version.txt,
+// without the holes in sparse files. It needs no lock, but is an estimate while etcd runs.
 func (l Layout) Usage() (uint64, error) {
 	entries, err := l.scan()
 	if err != nil {
@@ -94,8 +95,8 @@ func checkSpace(path string, need uint64) error {
 // diskUse is what the file takes on disk. The kernel counts in units of 512 bytes whatever the block size.
 func diskUse(st *syscall.Stat_t) int64 { return st.Blocks * 512 }
 
-// mountIn names a mount point that is dir or below it, or "". Such a directory cannot be replaced by renaming: the mount
-// would stay, and hide what came in its place.
+// mountIn names a mount point that is dir or below it, or "". Such a directory cannot be replaced by renaming: the
+// mount would stay, and hide what came in its place.
 func mountIn(dir string) (string, error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 )
 
-// Verify reads the whole backup and reports everything in which it differs from its manifest: missing files, files too
-// many, wrong sizes and wrong content. Owners, modes and times are not compared, because a restore takes them from the
-// manifest, so that a backup survives being carried around.
+// Verify reads the whole backup and reports everything in which it differs from its manifest: missing files, files
+// too many, wrong sizes and wrong content. Owners, modes and times are not compared, because a restore takes them
+// from the manifest, so that a backup survives being carried around.
 func (b Backup) Verify(ctx context.Context, progress Progress) error {
 	if b.Err != nil {
 		return b.Err
@@ -47,7 +47,7 @@ func (b Backup) file(path string) string { return filepath.Join(b.Path, filepath
 
 // compare looks for missing and additional files and for the kinds of all, without reading any.
 func (b Backup) compare() (problems []error, err error) {
-	there, err := scan(b.Path, "")
+	there, err := scan(b.Path, "", manifestName)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func (b Backup) compare() (problems []error, err error) {
 		delete(found, want.Path)
 	}
 	for _, e := range there {
-		if _, extra := found[e.Path]; extra && e.Path != "" && e.Path != manifestName {
+		if _, extra := found[e.Path]; extra && e.Path != "" {
 			problems = append(problems, fmt.Errorf("%s is not in the manifest", e.src))
 		}
 	}

@@ -46,8 +46,14 @@ const running = "running"
 func (e *Etcd) fail(status string, err error) *Error {
 	output := e.output.bytes()
 	f := &Error{Release: e.cfg.Release, Status: status, LastLines: lastWords(output), Err: err}
+	// Anything that etcd printed can be the reason why it hangs, but why it ended is most often in its last words.
 	var says string
-	f.Hint, says = hint(err.Error()+"\n"+string(output), status)
+	if f.Hint, says = hint(err.Error() + "\n" + strings.Join(f.LastLines, "\n")); f.Hint == "" {
+		f.Hint, says = hint(string(output))
+	}
+	if f.Hint == "" && status == "signal: killed" {
+		f.Hint = "it was killed from outside: most often that means that memory ran out"
+	}
 	if n := len(f.LastLines); n > 0 && status != running {
 		f.telling = f.LastLines[n-1]
 	}
@@ -110,17 +116,14 @@ var hints = []struct {
 	{[]string{"cannot allocate memory", "out of memory"}, "there is not enough memory"},
 }
 
-// hint finds a hint and the words that it is for, which are empty if the status alone tells.
-func hint(output, status string) (hint, says string) {
+// hint finds the hint for what was said, and the words that gave it.
+func hint(said string) (hint, says string) {
 	for _, h := range hints {
 		for _, s := range h.says {
-			if strings.Contains(output, s) {
+			if strings.Contains(said, s) {
 				return h.hint, s
 			}
 		}
-	}
-	if status == "signal: killed" {
-		return "it was killed from outside: most often that means that memory ran out", ""
 	}
 	return "", ""
 }

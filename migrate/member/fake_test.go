@@ -70,13 +70,9 @@ func command(role string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// signalMasks reads which signals a process ignores and which ones it blocks.
-func signalMask(t testing.TB, pid int, which string) (mask uint64) {
+// signalMask reads a set of signals from a process's status: see proc(5).
+func signalMask(t testing.TB, status []byte, which string) (mask uint64) {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
 	for line := range strings.Lines(string(status)) {
 		if value, ok := strings.CutPrefix(line, which+":"); ok {
 			if _, err := fmt.Sscanf(strings.TrimSpace(value), "%x", &mask); err != nil {
@@ -85,6 +81,6 @@ func signalMask(t testing.TB, pid int, which string) (mask uint64) {
 			return mask
 		}
 	}
-	t.Fatalf("no %s in the status of process %d", which, pid)
+	t.Fatalf("no %s in the status %s", which, status)
 	return 0
 }

@@ -22,7 +22,8 @@ var (
 		`error verifying flags|invalid value|conflicting environment variable)`)
 	stackLine = regexp.MustCompile(`^(goroutine \d+ \[|\t|.*\.go:\d+|created by |r\w+ +0x[0-9a-f]+$)`)
 	// Requests and their keys turn up in warnings about slow ones, mostly.
-	mayHoldKeys = regexp.MustCompile(`took too long|too slow|failed to apply request|request "|request=|key:|range_end|value:|value_size|/v[23]/|/v3(alpha|beta)/`)
+	mayHoldKeys = regexp.MustCompile(`took too long|too slow|failed to apply request|request "|request=|` +
+		`key:|range_end|value:|value_size|/v[23]/|/v3(alpha|beta)/`)
 )
 
 // harmlessFields are the fields of a line of JSON that hold no keys and say something: zap's lines have a message that

@@ -34,7 +34,7 @@ func readStores(t *testing.T, e *Etcd) (s stores) {
 		s.V2Tree, s.V2Index = body, header.Get("X-Etcd-Index")
 		s.V2Members, _ = request(t, e.client, "GET", e.url()+"/v2/members", "")
 	}
-	if !e.hasV3() {
+	if !e.cfg.hasV3() {
 		return s
 	}
 	c, err := e.V3()
@@ -97,7 +97,8 @@ func consistentIndex(t *testing.T, dataDir string) (index uint64) {
 
 func view(t *testing.T, dataDir string, read func(*bolt.Tx)) {
 	t.Helper()
-	db, err := bolt.Open(filepath.Join(dataDir, "member", "snap", "db"), 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})
+	path := filepath.Join(dataDir, "member", "snap", "db")
+	db, err := bolt.Open(path, 0, &bolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +151,7 @@ func fill(t *testing.T, r, dataDir string) (members string) {
 // TestLeavesNoTrace runs everything that makes a step, on a member that was made by an operator's etcd.
 func TestLeavesNoTrace(t *testing.T) {
 	each(t, "", "", func(t *testing.T, r string) {
+		t.Parallel()
 		m := release(t, r).Minor()
 		dir := filepath.Join(t.TempDir(), "data")
 		membersBefore := fill(t, r, dir)
@@ -241,7 +243,7 @@ func awaitIndex(t *testing.T, e *Etcd, want uint64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got > want && e.hasV3() {
+		if got > want && e.cfg.hasV3() {
 			t.Fatalf("one write made %d entries", got-want+1)
 		}
 		if got >= want {
@@ -279,7 +281,7 @@ func TestWholeWay(t *testing.T) {
 				t.Fatal(err)
 			}
 			revision = put.Header.Revision
-		} else if s.Revision != revision && e.hasV3() {
+		} else if s.Revision != revision && e.cfg.hasV3() {
 			t.Errorf("the revision is %d, want %d", s.Revision, revision)
 		}
 		if r == "3.5.35" {
@@ -323,8 +325,8 @@ func TestNewSnapshot(t *testing.T) {
 	if err != nil || len(before) != 2 {
 		t.Fatal(before, err)
 	}
-	writeFiles(t, e.snapDir(), "0000000000000002-0000000000000020.snap.db", "db", "0000000000000002-0000000000000021.snap.broken",
-		"2-22.snap", "0000000000000002-0000000000000008.snap")
+	writeFiles(t, e.snapDir(), "0000000000000002-0000000000000020.snap.db", "db", "2-22.snap",
+		"0000000000000002-0000000000000021.snap.broken", "0000000000000002-0000000000000008.snap")
 	if path, index, err := e.newSnapshot(before, 9); path != "" || err != nil {
 		t.Errorf("got %s %d %v, want none", path, index, err)
 	}

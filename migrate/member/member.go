@@ -100,6 +100,7 @@ type Etcd struct {
 	mu       sync.Mutex // guards what follows
 	port     int        // of the client listener
 	process  *os.Process
+	answered bool // since it first did, the port is its own
 	stopping bool
 	killed   time.Duration // how long Stop waited before it killed, 0 if it did not
 	v3       *clientv3.Client
@@ -114,7 +115,8 @@ func Start(ctx context.Context, cfg Config) (*Etcd, error) {
 	if err := cfg.check(); err != nil {
 		return nil, fmt.Errorf("start etcd %s: %w", cfg.Release, err)
 	}
-	s, err := newSecrets(cfg.Credential)
+	// The gateway of 3.0 cannot reach its own listener (see V3) and is kept from trying without a pause.
+	s, err := newSecrets(cfg.Credential, cfg.hasV3())
 	if err != nil {
 		return nil, fmt.Errorf("start etcd %s: %w", cfg.Release, err)
 	}
@@ -137,16 +139,18 @@ func Start(ctx context.Context, cfg Config) (*Etcd, error) {
 // Exited is closed when the etcd has ended, for whatever reason. From then on Stop says how.
 func (e *Etcd) Exited() <-chan struct{} { return e.exited }
 
-// How long Stop waits for a clean end and then for the kernel to kill. Etcd needs milliseconds, unless a large v2 store
-// is being written to a snapshot.
+// How long Stop waits for a clean end, at most and at least, and then for the kernel to kill. Etcd needs milliseconds,
+// unless a large v2 store is being written to a snapshot.
 const (
-	stopGrace = 30 * time.Second
+	stopGrace = 2 * time.Minute
+	stopLeast = 2 * time.Second
 	killGrace = 10 * time.Second
 )
 
-// Stop asks etcd to end (SIGTERM) and waits for it. If it has not ended when the context ends, or after 30 s, it is
-// killed, and that is an error. So is every other end than the one that was asked for, also if it came before the call:
-// see Error. Stop can be called again and then says the same.
+// Stop asks etcd to end (SIGTERM) and waits for it. If it has not ended when the context ends, or after two minutes, it
+// is killed, and that is an error. It gets two seconds in any case, so the context may be one that is over already.
+// Every other end than the one that was asked for is an error, too, also if it came before the call: see Error. Stop can
+// be called again and then says the same.
 func (e *Etcd) Stop(ctx context.Context) error {
 	e.mu.Lock()
 	e.stopping = true
@@ -159,8 +163,16 @@ func (e *Etcd) Stop(ctx context.Context) error {
 	}
 	defer e.client.CloseIdleConnections()
 	started := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	hurry := ctx
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
 	defer cancel()
+	defer context.AfterFunc(hurry, func() {
+		select {
+		case <-time.After(stopLeast - time.Since(started)):
+			cancel()
+		case <-ctx.Done():
+		}
+	})()
 	e.awaitSnapshotSaved(ctx)
 	_ = process.Signal(syscall.SIGTERM) // fails only if it has ended, which is seen below
 	select {
@@ -187,7 +199,7 @@ func (e *Etcd) Stop(ctx context.Context) error {
 // 3.0 has no v3 API here: its TLS listener does not speak HTTP/2 when it is built with a Go that today's etcd client
 // can talk to.
 func (e *Etcd) V3() (*clientv3.Client, error) {
-	if !e.hasV3() {
+	if !e.cfg.hasV3() {
 		return nil, fmt.Errorf("etcd %s cannot be reached with the v3 API", e.cfg.Release)
 	}
 	e.mu.Lock()
@@ -205,7 +217,7 @@ func (e *Etcd) V3() (*clientv3.Client, error) {
 	return e.v3, nil
 }
 
-func (e *Etcd) hasV3() bool { return e.cfg.Release.Minor().AtLeast(3, 1) }
+func (c *Config) hasV3() bool { return c.Release.Minor().AtLeast(3, 1) }
 
 // address is where the client listener is or will be. Callers hold e.mu.
 func (e *Etcd) address() string { return fmt.Sprintf("127.0.0.1:%d", e.port) }

@@ -33,7 +33,7 @@ func (e *Etcd) run(started chan<- error) {
 	started <- err
 	for try := 1; err == nil; try++ {
 		err = e.wait(cmd)
-		if err == nil || try == tries || !e.portTaken() {
+		if err == nil || try == tries || !e.lostPort() {
 			break
 		}
 		e.cfg.Log.Debug("port of the private etcd was taken by somebody else", "try", try)
@@ -89,22 +89,24 @@ func (e *Etcd) wait(cmd *exec.Cmd) error {
 
 	// Etcd ends by sending itself the signal that it got. As process 1 of a container it exits with 0 instead.
 	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
-	if stopping && (status.Signaled() && status.Signal() == syscall.SIGTERM || status.Exited() && status.ExitStatus() == 0) {
-		return nil
-	}
-	if stopping && e.stoppedInSnapshot() {
+	clean := status.Signaled() && status.Signal() == syscall.SIGTERM || status.Exited() && status.ExitStatus() == 0
+	if stopping && (clean || e.stoppedInSnapshot()) {
 		return nil
 	}
 	if killed > 0 {
-		f := e.fail(cmd.ProcessState.String(), fmt.Errorf("did not stop within %s after SIGTERM", killed.Round(time.Millisecond)))
-		f.Hint = ""
+		waited := killed.Round(time.Millisecond)
+		f := e.fail(cmd.ProcessState.String(), fmt.Errorf("did not stop within %s after SIGTERM", waited))
+		f.Hint = "" // it was us
 		return f
 	}
 	return e.fail(cmd.ProcessState.String(), ErrEnded)
 }
 
-func (e *Etcd) portTaken() bool {
-	return bytes.Contains(e.output.bytes(), []byte("address already in use"))
+// lostPort reports whether etcd ended, before it ever answered, because somebody else has its port.
+func (e *Etcd) lostPort() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.answered && bytes.Contains(e.output.bytes(), []byte("address already in use"))
 }
 
 // freePort finds a loopback port that nobody listens on now. Somebody else can still take it before etcd does.

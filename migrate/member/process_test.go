@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -50,7 +51,7 @@ func helper(role string) int {
 		if !signal.Ignored(syscall.SIGINT) || !signal.Ignored(syscall.SIGTERM) {
 			return fail(fmt.Errorf("our own signals are no longer ignored"))
 		}
-		time.Sleep(50 * time.Millisecond) // for the test to look at the etcd
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the test has looked at the etcd
 		if err := e.Stop(ctx); err != nil {
 			return fail(err)
 		}
@@ -125,7 +126,8 @@ func TestDiesWithParent(t *testing.T) {
 			if uid != os.Geteuid() {
 				needRoot(t)
 			}
-			cmd := command("parent", etcdBinary(t, "etcd-3.5.35"), "3.5.35", filepath.Join(ownedDir(t, uid), "data"), fmt.Sprint(uid))
+			dir := filepath.Join(ownedDir(t, uid), "data")
+			cmd := command("parent", etcdBinary(t, "etcd-3.5.35"), "3.5.35", dir, fmt.Sprint(uid))
 			pid := startHelper(t, cmd)
 			if stat, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
 				t.Fatal(err)
@@ -141,13 +143,22 @@ func TestDiesWithParent(t *testing.T) {
 }
 
 func TestOutlivesTheThreadThatCalledStart(t *testing.T) {
-	result := make(chan *Etcd)
+	cfg := Config{
+		Path: etcdBinary(t, "etcd-3.5.35"), Release: release(t, "3.5.35"), DataDir: filepath.Join(t.TempDir(), "data"),
+	}
+	var e *Etcd
+	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked, so that the thread ends with this goroutine
-		result <- start(t, "3.5.35", Config{})
+		var err error
+		e, err = Start(context.Background(), cfg)
+		started <- err
 	}()
-	e := <-result
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
 	if err := e.Ready(soon(t)); err != nil {
+		_ = e.Stop(soon(t))
 		t.Fatal(err)
 	}
 	select {
@@ -158,23 +169,51 @@ func TestOutlivesTheThreadThatCalledStart(t *testing.T) {
 	stop(t, e)
 }
 
+const intAndTerm = 1<<(syscall.SIGINT-1) | 1<<(syscall.SIGTERM-1)
+
 func TestSignalsIgnoredByParent(t *testing.T) {
 	each(t, "", "", func(t *testing.T, r string) {
 		c := command("ignores-signals", etcdBinary(t, "etcd-"+r), r, filepath.Join(t.TempDir(), "data"), "0")
 		cmd := exec.Command("/bin/sh", append([]string{"-c", `trap "" INT; exec "$0" "$@"`}, c.Args...)...)
 		cmd.Env, cmd.Stderr = c.Env, c.Stderr
+		look, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		pid := startHelper(t, cmd)
-		const intAndTerm = 1<<(syscall.SIGINT-1) | 1<<(syscall.SIGTERM-1)
-		if ignored := signalMask(t, pid, "SigIgn"); ignored&intAndTerm != 0 {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ignored := signalMask(t, status, "SigIgn"); ignored&intAndTerm != 0 {
 			t.Errorf("etcd ignores the signals %x", ignored)
 		}
 		if pgid, err := syscall.Getpgid(pid); err != nil || pgid != pid {
 			t.Errorf("etcd is in process group %d (%v), want its own, %d", pgid, err, pid)
 		}
+		look.Close()
 		if err := cmd.Wait(); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// TestSignalsAreReset looks at what the child begins with: a Go program soon sets handlers of its own.
+func TestSignalsAreReset(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "etcd")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nexec cat /proc/self/status\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
+	defer signal.Reset(syscall.SIGINT, syscall.SIGTERM)
+	e := start(t, "3.5.35", Config{Path: path})
+	<-e.Exited()
+	if ignored := signalMask(t, e.output.bytes(), "SigIgn"); ignored&intAndTerm != 0 {
+		t.Errorf("the child begins with the signals %x ignored", ignored)
+	}
+	if !signal.Ignored(syscall.SIGINT) || !signal.Ignored(syscall.SIGTERM) {
+		t.Error("our own signals are no longer ignored")
+	}
 }
 
 func TestEnvironmentIsNotInherited(t *testing.T) {
@@ -182,7 +221,8 @@ func TestEnvironmentIsNotInherited(t *testing.T) {
 	for name, value := range map[string]string{
 		"ETCD_NAME": "other", "ETCD_DATA_DIR": elsewhere, "ETCD_LISTEN_CLIENT_URLS": "http://0.0.0.0:23790",
 		"ETCD_CLIENT_CERT_AUTH": "false", "ETCD_SNAPSHOT_COUNT": "1", "ETCD_DISCOVERY": "http://127.0.0.1:1/x",
-		"ETCD_UNSUPPORTED_ARCH": "vax", "ETCDCTL_API": "2", "HTTPS_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1",
+		"ETCD_UNSUPPORTED_ARCH": "vax", "ETCDCTL_API": "2",
+		"HTTPS_PROXY": "http://127.0.0.1:1", "ALL_PROXY": "http://127.0.0.1:1",
 		"GODEBUG": "http2debug=2", "GOMEMLIMIT": "1",
 	} {
 		t.Setenv(name, value)
@@ -234,11 +274,20 @@ func TestPortTaken(t *testing.T) {
 		stop(t, e)
 	})
 
+	e := &Etcd{}
+	fmt.Fprintln(&e.output, "bind: address already in use")
+	if !e.lostPort() {
+		t.Error("it did not lose its port")
+	}
+	if e.answered = true; e.lostPort() {
+		t.Error("it lost a port that it already had")
+	}
+
 	path := fake(t, "finds-port-taken")
 	if err := os.WriteFile(path+".real", []byte(etcdBinary(t, "etcd-3.5.35")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e := startReady(t, "3.5.35", Config{Path: path})
+	e = startReady(t, "3.5.35", Config{Path: path})
 	if runs, err := os.ReadFile(path + ".runs"); err != nil || len(runs) != 3 {
 		t.Errorf("etcd was started %d times (%v), want 3", len(runs), err)
 	}

@@ -96,7 +96,7 @@ func (e *Etcd) takenOver(ctx context.Context) error {
 	if err != nil || r.Minor() != e.cfg.Release.Minor() {
 		return fmt.Errorf("cluster version is %q, not yet %s", cluster, e.cfg.Release.Minor())
 	}
-	if !e.hasV3() {
+	if !e.cfg.hasV3() {
 		return e.writeV2(ctx)
 	}
 	return e.writeV3(ctx)
@@ -111,6 +111,9 @@ func (e *Etcd) version(ctx context.Context) (server, cluster string, err error) 
 	if err := e.getJSON(ctx, "/version", &v); err != nil {
 		return "", "", err
 	}
+	e.mu.Lock()
+	e.answered = true
+	e.mu.Unlock()
 	return v.Server, v.Cluster, nil
 }
 
@@ -165,7 +168,7 @@ func (e *Etcd) explain(ctx context.Context, what string, err error) error {
 
 // write is Write, also on an etcd with a v3 API that it refuses to serve, if it serves the v2 API.
 func (e *Etcd) write(ctx context.Context) error {
-	if !e.hasV3() {
+	if !e.cfg.hasV3() {
 		return e.writeV2(ctx)
 	}
 	err := e.writeV3(ctx)
@@ -194,7 +197,7 @@ func (e *Etcd) writeV3(ctx context.Context) error {
 
 // committed gives the index of the last committed raft entry. It can be one behind the last write.
 func (e *Etcd) committed(ctx context.Context) (uint64, error) {
-	if !e.hasV3() {
+	if !e.cfg.hasV3() {
 		return e.committedV2(ctx)
 	}
 	c, err := e.V3()
@@ -218,7 +221,7 @@ func newV3(address string, config *tls.Config) (*clientv3.Client, error) {
 		Endpoints: []string{"https://" + address},
 		TLS:       config.Clone(),
 		Logger:    zap.NewNop(),
-		// One try: else the client itself tries 100 times, and then says no more than that time is over.
+		// One try, not 100: those who call know better what is worth another.
 		MaxUnaryRetries: 1,
 		DialOptions: []grpc.DialOption{
 			grpc.WithNoProxy(),

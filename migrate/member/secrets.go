@@ -44,14 +44,18 @@ type secrets struct {
 	cert, key, ca *os.File
 }
 
-// newSecrets makes the certificates. The files belong to owner, if it is not nil.
-func newSecrets(owner *syscall.Credential) (_ *secrets, err error) {
+// newSecrets makes the certificates. The files belong to owner, if it is not nil. An etcd that has a gateway between
+// HTTP and gRPC is a client of its own listener, and shows its own certificate there, so that must be good for clients.
+func newSecrets(owner *syscall.Credential, gateway bool) (_ *secrets, err error) {
 	ca, err := newIssuer()
 	if err != nil {
 		return nil, fmt.Errorf("make certificate authority: %w", err)
 	}
-	// The etcd talks to itself, too: its gateway is a client of its own listener and shows this certificate there.
-	server, err := ca.issue("private etcd", x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
+	usage := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	if gateway {
+		usage = append(usage, x509.ExtKeyUsageClientAuth)
+	}
+	server, err := ca.issue("private etcd", usage...)
 	if err != nil {
 		return nil, fmt.Errorf("make server certificate: %w", err)
 	}

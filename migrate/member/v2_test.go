@@ -58,6 +58,7 @@ func v2Children(t *testing.T, dataDir string, index uint64, path ...string) (nam
 
 func TestEmptyV2(t *testing.T) {
 	each(t, "", "3.5", func(t *testing.T, r string) {
+		t.Parallel()
 		dir := filepath.Join(t.TempDir(), "data")
 		cfg := Config{DataDir: dir, SnapshotCount: 3, V2: true}
 		e := startReady(t, r, cfg)
