@@ -47,6 +47,15 @@ func newOutput(o outputFlags) *output {
 	return out
 }
 
+// warn tells of something that stops nothing.
+func (o *output) warn(text string) {
+	if o.people {
+		fmt.Fprintf(o.w, "note: %s\n", text)
+		return
+	}
+	o.log.Warn(text)
+}
+
 // observe is called for every event, in order.
 func (o *output) observe(e migrate.Event) {
 	if e.Kind != migrate.EventProgress {

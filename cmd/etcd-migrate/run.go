@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 type runCmd struct {
@@ -30,10 +32,7 @@ as etcd reads them. If there is nothing to do, etcd is executed at once.`
 }
 
 func (c *runCmd) Run(ctx context.Context) error {
-	argv := c.Etcd
-	if len(argv) > 0 && argv[0] == "--" {
-		argv = argv[1:]
-	}
+	argv := c.argv()
 	if len(argv) == 0 {
 		return usagef("no etcd to become: end the command with -- etcd and its flags")
 	}
@@ -65,6 +64,9 @@ func (c *runCmd) requestFor(ctx context.Context, path string, settings etcdSetti
 	if err != nil {
 		return migrate.Request{}, &execError{path, err}
 	}
+	if err := c.checkSettings(release.Minor()); err != nil {
+		return migrate.Request{}, err
+	}
 	target := c.Target
 	if target == "" {
 		target = release.String()
@@ -78,6 +80,32 @@ func (c *runCmd) requestFor(ctx context.Context, path string, settings etcdSetti
 			target, path, release)
 	}
 	return r, nil
+}
+
+// checkSettings refuses flags that the etcd to become would die of, before the data is touched: after the migration it is
+// too late to go back to the manifest that worked. Of a variable that it does not know, etcd only warns, and so do we.
+func (c *runCmd) checkSettings(minor versionfile.Minor) error {
+	var flags []error
+	for _, s := range migrate.RemovedSettings(minor, c.argv()[1:], os.Environ()) {
+		if strings.HasPrefix(s.Name, "-") {
+			flags = append(flags, errors.New(s.String()))
+		} else {
+			newOutput(c.outputFlags).warn("etcd will ignore a setting: " + s.String())
+		}
+	}
+	if len(flags) == 0 {
+		return nil
+	}
+	return &migrate.Error{Kind: migrate.Refused, Op: "check the flags of etcd " + minor.String(), Err: errors.Join(flags...),
+		Hint: "change the command of the container; etcd would end at once"}
+}
+
+// argv is the command line of the etcd to become.
+func (c *runCmd) argv() []string {
+	if len(c.Etcd) > 0 && c.Etcd[0] == "--" {
+		return c.Etcd[1:]
+	}
+	return c.Etcd
 }
 
 // execError says that the etcd to become cannot be executed.

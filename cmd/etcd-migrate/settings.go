@@ -25,6 +25,8 @@ type migrationFlags struct {
 	BackupDir string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
 	Accept    string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried from etcd2 to etcd3: v3-keys, over-quota. Without it, such data is refused."`
 
+	Leftovers string `group:"migration" name:"v2-leftovers" enum:",refuse,discard" default:"" placeholder:"refuse|discard" env:"V2_LEFTOVERS" help:"What becomes of keys and users in the v2 store that the v3 store does not have: etcd 3.6 and later do not start on them. Default: refuse."`
+
 	TTLDirectory string        `group:"migration" name:"ttl-keys-directory" placeholder:"PREFIX" env:"TTL_KEYS_DIRECTORY" help:"In a conversion from etcd2 to etcd3, keys below it that have no TTL are given one, for example /registry/events."`
 	TTL          time.Duration `group:"migration" name:"ttl" default:"1h" placeholder:"1h" env:"TTL" help:"The TTL for --ttl-keys-directory (${default})."`
 
@@ -68,7 +70,12 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 	if err != nil {
 		return migrate.Request{}, usagef("--accept-loss: %w", err)
 	}
+	leftovers, err := migrate.ParseLeftovers(m.Leftovers)
+	if err != nil {
+		return migrate.Request{}, usagef("--v2-leftovers: %w", err)
+	}
 	return migrate.Request{
+		V2Leftovers:  leftovers,
 		DataDir:      e.DataDir,
 		WALDir:       e.WALDir,
 		Name:         e.Name,
