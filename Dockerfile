@@ -23,7 +23,7 @@ COPY --from=build --chown=65532:65532 /tree/data/ /var/lib/
 ARG VERSION
 ARG REVISION
 LABEL org.opencontainers.image.title="etcd-migrate" \
-      org.opencontainers.image.description="Brings an etcd data dir to the version of the etcd that is to run on it, and becomes that etcd" \
+      org.opencontainers.image.description="Brings an etcd data dir to the version of the etcd that is to run on it and becomes it" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION"

@@ -4,7 +4,7 @@
 #
 # usage: build.sh [OPTION…]      options are podman build's
 #
-#   IMAGE              its name (default: localhost/etcd-migrate/etcd:<the target's release>, and -<ARCH> if it is not ours)
+#   IMAGE              its name (default: localhost/etcd-migrate/etcd:<the target's release>, with -<ARCH> if not ours)
 #   ARCH               amd64 or arm64 (default: this machine's)
 #   MINORS             the etcds in it (default: all; "3.4 3.5 3.6" makes a slim one)
 #   TARGET             the minor that it becomes (default: 3.6)

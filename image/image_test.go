@@ -3,23 +3,32 @@
 package image_test
 
 import (
+	"archive/tar"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
-	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 const imageName = "localhost/etcd-migrate/etcd:test"
 
+// What all tests share, because building the image takes a while.
 var (
-	containers *podman // shared, because building the image takes a while
+	containers *podman
 	imageID    string
-	target     string // the release of the image's etcd
+	etcds      []string // the releases in the image, oldest first
+	target     string   // the one that it becomes
 )
 
 func TestMain(m *testing.M) { os.Exit(runAll(m)) }
@@ -39,7 +48,7 @@ func runAll(m *testing.M) (code int) {
 		imageID, err = containers.build(imageName)
 	}
 	if err == nil {
-		target, err = containers.run("image", "inspect", `--format={{index .Labels "etcd-migrate.target"}}`, imageName)
+		etcds, target, err = containers.labels(imageName)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "the container tests cannot run:", err)
@@ -48,78 +57,194 @@ func runAll(m *testing.M) (code int) {
 	return m.Run()
 }
 
-func TestStaticPod(t *testing.T) {
-	for _, minor := range []string{"2.2", "3.4"} {
-		t.Run(minor, func(t *testing.T) {
-			n := newNode(t, "etcd.yaml")
-			before := n.fill(minor, 200)
-			n.own()
-			began := time.Now()
-			n.play()
-			n.wait()
-			t.Logf("ready %s after kube play", time.Since(began).Round(time.Millisecond))
-			n.serves(before)
+// labels gives what an image says of itself.
+func (p *podman) labels(image string) (etcds []string, target string, err error) {
+	const format = `{{index .Labels "etcd-migrate.etcds"}}/{{index .Labels "etcd-migrate.target"}}`
+	out, err := p.run("image", "inspect", "--format="+format, image)
+	list, target, _ := strings.Cut(out, "/")
+	return strings.Fields(list), target, err
+}
 
-			// Again, as after a reboot.
-			n.down()
-			began = time.Now()
-			n.play()
-			n.wait()
-			t.Logf("ready %s after kube play when nothing is to be done", time.Since(began).Round(time.Millisecond))
-			n.serves(before)
+// TestContent sees that nothing is in the image but what must be: no shell, no package manager, no file of anybody else.
+func TestContent(t *testing.T) {
+	var minors []string
+	for _, release := range etcds {
+		r, err := versionfile.ParseRelease(release)
+		if err != nil {
+			t.Fatal(err)
+		}
+		minors = append(minors, r.Minor().String())
+	}
+	var want []string
+	for _, m := range versionfile.Minors() {
+		want = append(want, m.String())
+	}
+	if diff := cmp.Diff(want, minors); diff != "" {
+		t.Errorf("the image's minors (-want +got):\n%s", diff)
+	}
+
+	files := map[string]string{
+		"usr/":                       "drwxr-xr-x 0:0",
+		"usr/local/":                 "drwxr-xr-x 0:0",
+		"usr/local/bin/":             "drwxr-xr-x 0:0",
+		"usr/local/bin/etcd":         "Lrwxrwxrwx 0:0 etcd-" + target,
+		"usr/local/bin/etcdctl":      "-rwxr-xr-x 0:0",
+		"usr/local/bin/etcdutl":      "-rwxr-xr-x 0:0",
+		"usr/local/bin/etcd-migrate": "-rwxr-xr-x 0:0",
+		"var/":                       "drwxr-xr-x 0:0",
+		"var/lib/":                   "drwxr-xr-x 0:0",
+		"var/lib/etcd/":              "drwx------ 65532:65532",
+	}
+	for _, release := range etcds {
+		files["usr/local/bin/etcd-"+release] = "-rwxr-xr-x 0:0"
+	}
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	containers.must(t, "save", "--quiet", "--format=docker-archive", "--output="+archive, imageName)
+	if diff := cmp.Diff(files, readLayers(t, archive)); diff != "" {
+		t.Errorf("the image's files (-want +got):\n%s", diff)
+	}
+
+	var config []struct {
+		Config struct {
+			User, WorkingDir     string
+			Entrypoint, Cmd, Env []string
+			Labels               map[string]string
+		}
+	}
+	if err := json.Unmarshal([]byte(containers.must(t, "image", "inspect", imageName)), &config); err != nil {
+		t.Fatal(err)
+	}
+	c := config[0].Config
+	if c.User != "65532:65532" {
+		t.Errorf("the image's user is %q", c.User)
+	}
+	if !slices.Equal(c.Entrypoint, []string{"etcd-migrate"}) {
+		t.Errorf("the image's entrypoint is %q", c.Entrypoint)
+	}
+	for _, label := range []string{"title", "description", "licenses", "version", "revision"} {
+		if c.Labels["org.opencontainers.image."+label] == "" {
+			t.Errorf("the image has no label org.opencontainers.image.%s", label)
+		}
+	}
+}
+
+// readLayers lists what the layers of a saved image hold: mode, owner and link by path.
+func readLayers(t *testing.T, archive string) map[string]string {
+	t.Helper()
+	f, err := os.Open(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	files := map[string]string{}
+	each := func(r io.Reader, do func(*tar.Header, io.Reader)) {
+		for tr := tar.NewReader(r); ; {
+			h, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			do(h, tr)
+		}
+	}
+	each(f, func(layer *tar.Header, content io.Reader) {
+		if layer.Typeflag != tar.TypeReg || !strings.HasSuffix(layer.Name, ".tar") {
+			return
+		}
+		each(content, func(h *tar.Header, _ io.Reader) {
+			entry := strings.TrimSpace(fmt.Sprintf("%s %d:%d %s", h.FileInfo().Mode(), h.Uid, h.Gid, h.Linkname))
+			if was, twice := files[h.Name]; twice && was != entry {
+				t.Errorf("%s is %s in one layer and %s in another", h.Name, was, entry)
+			}
+			files[h.Name] = entry
 		})
+	})
+	return files
+}
+
+// TestReproducible builds the image again, without a cache.
+func TestReproducible(t *testing.T) {
+	again, err := containers.build("localhost/etcd-migrate/etcd:again")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again != imageID {
+		t.Errorf("the same sources made two images:\n%s\n%s", imageID, again)
 	}
 }
 
-// serves checks everything that a control plane needs of a running pod.
-func (n *node) serves(before pathtest.Content) {
-	n.Helper()
-	for _, name := range []string{"readiness", "liveness"} {
-		if err := n.probe(name); err != nil && n.probes[name] != nil {
-			n.Errorf("%s: %v", name, err)
-		}
+// TestSlim builds an image for those who come from 3.4, and sees that older data is refused and left alone.
+func TestSlim(t *testing.T) {
+	const slim = "localhost/etcd-migrate/etcd:slim"
+	if _, err := containers.build(slim, "MINORS=3.5 3.6"); err != nil {
+		t.Fatal(err)
 	}
-	n.isEtcd(target)
-	n.holds(before)
-	n.asksForCertificates()
-	n.ownsAll()
-	if v, want := n.version(), target+"/etcd3"; v != want {
-		n.Errorf("version.txt says %q instead of %q", v, want)
+	releases, _, err := containers.labels(slim)
+	if err != nil {
+		t.Fatal(err)
 	}
-}
-
-// TestKilled kills the container again and again in the middle of a migration. It must come back, go on, and lose nothing.
-func TestKilled(t *testing.T) {
+	if len(releases) != 2 || !strings.HasPrefix(releases[0], "3.5.") || !strings.HasPrefix(releases[1], "3.6.") {
+		t.Errorf("the slim image has etcd %q", releases)
+	}
 	n := newNode(t, "etcd.yaml")
-	before := n.fill("2.2", 3000)
+	n.fill("3.3", 10)
 	n.own()
-	n.play()
-	for _, signal := range []string{"KILL", "TERM"} {
-		_ = signal
+	code, output := n.once(slim)
+	if code != 3 || !strings.Contains(output, "etcd 3.4") {
+		t.Errorf("exit code %d instead of 3: %s", code, output)
 	}
-	for _, at := range []string{"2.3", "3.0", "3.1", "3.4"} {
-		n.until("version.txt says "+at, func() bool { return strings.HasPrefix(n.version(), at) })
-		containers.must(t, "kill", n.container)
-		t.Log("killed at", n.version(), n.inspect("{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}} {{.State.Pid}}"))
-		time.Sleep(time.Second)
-		t.Log("killed at", n.version(), n.inspect("{{.State.Status}} {{.State.ExitCode}} {{.RestartCount}} {{.State.Pid}}"))
-		containers.must(t, "start", n.container)
-	}
-	n.wait()
-	n.serves(before)
-	t.Log(n.logs())
+	n.untouched()
 }
 
-// until waits for something that is to happen soon.
-func (n *node) until(what string, happened func() bool) {
+// TestForeignData starts the container on data of root: what somebody gets who has not changed the owner.
+func TestForeignData(t *testing.T) {
+	n := newNode(t, "etcd.yaml")
+	n.fill("3.4", 10)
+	n.own()
+	chown(t, n.data, 0)
+	code, output := n.once(imageName)
+	if code != 3 || !strings.Contains(output, "permission denied") {
+		t.Errorf("exit code %d instead of 3: %s", code, output)
+	}
+	n.untouched()
+}
+
+// once runs an image on the node's data outside of a pod, and gives its exit code and what it prints.
+func (n *node) once(image string) (int, string) {
 	n.Helper()
-	for deadline := time.Now().Add(time.Minute); !happened(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			n.Fatalf("not after a minute: %s; the container is %s; its output:\n%s", what, n.inspect("{{.State.Status}}"), n.logs())
-		}
+	_, err := containers.run("run", "--rm", "--timeout=60",
+		"--network=host", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
+		"--volume="+n.data+":/var/lib/etcd", image, "run", "--", "etcd", "--name=m1", "--data-dir=/var/lib/etcd")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		n.Fatalf("the container did not fail: %v", err)
+	}
+	return exit.ExitCode(), err.Error()
+}
+
+// untouched sees that nothing has been added to a data dir that has never been migrated.
+func (n *node) untouched() {
+	n.Helper()
+	entries, err := os.ReadDir(n.data)
+	if err != nil {
+		n.Fatal(err)
+	}
+	if len(entries) != 1 || entries[0].Name() != "member" {
+		n.Errorf("the data dir now holds %v", entries)
 	}
 }
 
-func ownerOf(info fs.FileInfo) int { return int(info.Sys().(*syscall.Stat_t).Uid) }
-
-var _ = strings.Contains
+func chown(t *testing.T, dir string, id int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, id, id)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -11,13 +11,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"sigs.k8s.io/yaml"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
@@ -71,7 +68,7 @@ func newNode(t *testing.T, manifest string) *node {
 	n.ca.write(t, filepath.Join(gce, "etcd-ca.crt"), filepath.Join(gce, "etcd-peer"))
 	n.ca.write(t, filepath.Join(gce, "pki/etcd-apiserver-ca.crt"), filepath.Join(gce, "pki/etcd-apiserver-server"),
 		filepath.Join(gce, "pki/etcd-apiserver-client"))
-	if err := os.MkdirAll(n.data, 0o700); err != nil {
+	if err := errors.Join(os.MkdirAll(n.data, 0o755), os.Chmod(n.data, 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -104,20 +101,25 @@ func (n *node) adapt(manifest string) {
 	}
 	c := pod.Spec.Containers[0]
 	n.pod, n.container = pod.Metadata.Name, pod.Metadata.Name+"-"+c.Name
-	n.probes = map[string]*probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe, "startup": c.StartupProbe}
-	for _, p := range n.probes {
+	n.probes = map[string]*probe{}
+	all := map[string]*probe{"liveness": c.LivenessProbe, "readiness": c.ReadinessProbe, "startup": c.StartupProbe}
+	for name, p := range all {
+		if p == nil {
+			continue
+		}
 		for _, port := range c.Ports {
-			if p != nil && p.HTTPGet != nil && p.HTTPGet.Port == port.Name {
+			if p.HTTPGet != nil && p.HTTPGet.Port == port.Name {
 				p.HTTPGet.Port = port.ContainerPort
 			}
 		}
+		n.probes[name] = p
 	}
 
-	var all map[string]any
-	if err := yaml.Unmarshal([]byte(manifest), &all); err != nil {
+	var play map[string]any
+	if err := yaml.Unmarshal([]byte(manifest), &play); err != nil {
 		n.Fatal(err)
 	}
-	spec := all["spec"].(map[string]any)
+	spec := play["spec"].(map[string]any)
 	container := spec["containers"].([]any)[0].(map[string]any)
 	container["image"] = imageName
 	for _, key := range []string{"ports", "livenessProbe", "readinessProbe", "startupProbe"} {
@@ -134,7 +136,7 @@ func (n *node) adapt(manifest string) {
 			n.data = filepath.Join(path, "data")
 		}
 	}
-	out, err := json.Marshal(all)
+	out, err := json.Marshal(play)
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -180,19 +182,18 @@ func (n *node) fill(minor string, plainKeys int) pathtest.Content {
 	return content
 }
 
-// own gives everything that the pod uses to its user, as docs/kubeadm.md tells people to do.
+// own gives the pod's user what docs/kubeadm.md says that it needs: the data, and the keys of the certificates.
 func (n *node) own() {
 	n.Helper()
-	for _, dir := range []string{n.data, filepath.Join(n.root, "etc")} {
-		err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-			if err != nil {
-				return err
-			}
-			return os.Lchown(path, uid, uid)
-		})
-		if err != nil {
-			n.Fatal(err)
+	chown(n.T, n.data, uid)
+	err := filepath.WalkDir(filepath.Join(n.root, "etc"), func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".key" {
+			return err
 		}
+		return os.Lchown(path, uid, -1)
+	})
+	if err != nil {
+		n.Fatal(err)
 	}
 	for dir := n.root; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil { // the test's directories are root's alone
@@ -218,7 +219,7 @@ func (n *node) wait() {
 	n.Helper()
 	deadline := time.Now().Add(2 * time.Minute)
 	for {
-		err := n.probe("startup")
+		err := n.ask(n.probes["startup"])
 		if err == nil {
 			return
 		}
@@ -245,13 +246,9 @@ func (n *node) logs() string {
 	return string(b)
 }
 
-// probe does what a kubelet does for a probe.
-func (n *node) probe(name string) error {
-	p := n.probes[name]
-	switch {
-	case p == nil:
-		return fmt.Errorf("the manifest has no %s probe", name)
-	case p.Exec != nil:
+// ask does what a kubelet does for a probe.
+func (n *node) ask(p *probe) error {
+	if p.Exec != nil {
 		_, err := containers.run(append([]string{"exec", n.container}, p.Exec.Command...)...)
 		return err
 	}
@@ -263,126 +260,9 @@ func (n *node) probe(name string) error {
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s %s: %s", name, g.Path, res.Status)
+		return fmt.Errorf("%s: %s", g.Path, res.Status)
 	}
 	return nil
-}
-
-// connect gives an etcd client with the TLS settings of the named user, or of nobody if that is empty.
-func (n *node) connect(user string) *clientv3.Client {
-	n.Helper()
-	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{"https://" + n.client}, TLS: n.ca.client(n.T, user), Logger: zap.NewNop(),
-		DialTimeout: 10 * time.Second, MaxCallRecvMsgSize: 1 << 30,
-	})
-	if err != nil {
-		n.Fatal(err)
-	}
-	n.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
-// holds sees that the pod's etcd has what the old one had.
-func (n *node) holds(before pathtest.Content) {
-	n.Helper()
-	after, err := pathtest.ReadV3(n.Context(), n.connect("kube-apiserver-etcd-client"))
-	if err != nil {
-		n.Fatalf("%v\n%s", err, n.logs())
-	}
-	if len(after.Keys) == 0 {
-		n.Error("the etcd is empty")
-	}
-	for _, diff := range pathtest.Compare(before, after) {
-		n.Error(diff)
-	}
-}
-
-// asksForCertificates sees that the etcd has nothing to say to those who show none.
-func (n *node) asksForCertificates() {
-	n.Helper()
-	client := http.Client{Transport: &http.Transport{TLSClientConfig: n.ca.client(n.T, "")}, Timeout: 10 * time.Second}
-	res, err := client.Get("https://" + n.client + "/version")
-	if err == nil {
-		res.Body.Close()
-		n.Errorf("etcd answers a client without a certificate: %s", res.Status)
-	} else if !strings.Contains(err.Error(), "certificate required") {
-		n.Error(err)
-	}
-}
-
-// isEtcd sees that the container's process 1 is the etcd of that release, with as few rights as the manifest gives it.
-func (n *node) isEtcd(release string) {
-	n.Helper()
-	proc := filepath.Join("/proc", n.inspect("{{.State.Pid}}"))
-	exe, err := os.Readlink(filepath.Join(proc, "exe"))
-	if err != nil {
-		n.Fatal(err)
-	}
-	if want := "/usr/local/bin/etcd-" + release; exe != want {
-		n.Errorf("process 1 is %s instead of %s", exe, want)
-	}
-	status, err := os.ReadFile(filepath.Join(proc, "status"))
-	if err != nil {
-		n.Fatal(err)
-	}
-	id := strings.TrimRight(strings.Repeat(strconv.Itoa(uid)+"\t", 4), "\t")
-	want := map[string]string{
-		"Uid": id, "Gid": id, "CapEff": "0000000000000000", "CapBnd": "0000000000000000", "CapPrm": "0000000000000000",
-		"NoNewPrivs": "1", "Seccomp": "2",
-	}
-	for line := range strings.Lines(string(status)) {
-		key, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
-		if w, ok := want[key]; ok && w != value {
-			n.Errorf("%s of the etcd is %q instead of %q", key, value, w)
-		}
-		delete(want, key)
-	}
-	if len(want) > 0 {
-		n.Errorf("/proc says nothing of %v", want)
-	}
-	mounts, err := os.ReadFile(filepath.Join(proc, "mounts"))
-	if err != nil {
-		n.Fatal(err)
-	}
-	readOnly := false
-	for line := range strings.Lines(string(mounts)) {
-		f := strings.Fields(line)
-		readOnly = readOnly || f[1] == "/" && (f[3] == "ro" || strings.HasPrefix(f[3], "ro,"))
-	}
-	if !readOnly {
-		n.Errorf("the container's root file system can be written to:\n%s", mounts)
-	}
-}
-
-// ownsAll sees that nothing in the data dir has come to belong to anybody else, nor can be read by others.
-func (n *node) ownsAll() {
-	n.Helper()
-	err := filepath.WalkDir(n.data, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		if owner := ownerOf(info); owner != uid {
-			n.Errorf("%s belongs to user %d", path, owner)
-		}
-		return nil
-	})
-	if err != nil {
-		n.Fatal(err)
-	}
-}
-
-// version gives the content of version.txt, or nothing if there is none yet.
-func (n *node) version() string {
-	n.Helper()
-	b, err := os.ReadFile(filepath.Join(n.data, versionfile.Name))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.Fatal(err)
-	}
-	return string(b)
 }
 
 func freePorts(t *testing.T, count int) (ports []string) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -64,7 +65,7 @@ func newPodman(dir string) (*podman, error) {
 
 // run gives what the command prints on standard output. The error has what it prints on standard error.
 func (p *podman) run(args ...string) (string, error) {
-	cmd := exec.Command(p.command[0], append(p.command[1:len(p.command):len(p.command)], args...)...)
+	cmd := exec.Command(p.command[0], slices.Concat(p.command[1:], args)...)
 	cmd.Env = p.env
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -84,10 +85,10 @@ func (p *podman) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// build builds an image with build.sh and gives its ID. The environment says which: see build.sh.
-func (p *podman) build(name string, environ ...string) (id string, err error) {
+// build builds an image with build.sh, which the environment tells what to build, and gives the image's ID and digest.
+func (p *podman) build(name string, environ ...string) (string, error) {
 	cmd := exec.Command("./build.sh", "--no-cache")
-	cmd.Env = append(p.env, append(environ, "IMAGE="+name, "PODMAN="+strings.Join(p.command, " "))...)
+	cmd.Env = slices.Concat(p.env, environ, []string{"IMAGE=" + name, "PODMAN=" + strings.Join(p.command, " ")})
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build.sh: %w: %s", err, out)
 	}

@@ -31,25 +31,6 @@ type journal struct {
 
 func (m *Migrator) journalPath() string { return filepath.Join(m.layout.WorkDir(), JournalName) }
 
-// preflight refuses what would fail later on: a binary that is not what it seems, a full disk, missing rights.
-func (m *Migrator) preflight(ctx context.Context) error {
-	if err := m.verifyBinaries(ctx); err != nil {
-		if ctx.Err() != nil {
-			return &Error{Kind: Interrupted, Op: "check the binaries", Err: context.Cause(ctx)}
-		}
-		return refuse(err, "every etcd on the way must be there and be what its name says")
-	}
-	for _, s := range m.plan.Steps {
-		if s.Kind != StepConvert {
-			continue
-		}
-		if err := m.checkConversion(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // backUp copies the data before the first step. A run that was killed has left its backup and its journal: then that
 // backup is used, because the data is half way by now.
 func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error {
@@ -108,6 +89,7 @@ func (m *Migrator) readJournal() (*journal, error) {
 // finish ends the migration: the data is at the target, so the journal goes.
 func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 	m.report.KeysAfter = int(last.Records)
+	m.report.PeakMemoryBytes = ownPeakMemory()
 	m.report.Seconds = m.now().Sub(m.report.Began).Seconds()
 	if err := os.Remove(m.journalPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return &Error{Kind: Failed, Op: "finish", Err: err, Backup: m.backup,

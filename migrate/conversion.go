@@ -11,9 +11,12 @@ import (
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 )
 
-// losses are what --accept-loss takes. Users and roles of the v2 API are not among them: LeftoversDiscard accepts their
-// loss and removes them, or they would still be in the way at 3.6.
-var losses = []convert.Loss{convert.LossV3Keys, convert.LossOverQuota}
+// losses are what --accept-loss takes. Users and roles of the v2 API are not among them: they would still be in the way
+// at 3.6.
+var losses = []convert.Loss{
+	convert.LossV3Keys, convert.LossOverQuota, // etcd2 to etcd3
+	convert.LossUnfitKeys, convert.LossNotUTF8, convert.LossNotJSON, convert.LossV2Keys, convert.LossV3Auth, // and back
+}
 
 // ParseLosses reads a comma-separated list of losses that are accepted in a conversion.
 func ParseLosses(list string) ([]convert.Loss, error) {
@@ -49,7 +52,7 @@ func (m *Migrator) conversion(data *contents) convert.Params {
 
 // convert writes the records of the v2 store into a new db.
 func (m *Migrator) convert(ctx context.Context) error {
-	data, err := readLog(m.layout)
+	data, err := m.readLog()
 	if err != nil {
 		return err
 	}
@@ -66,7 +69,7 @@ func (m *Migrator) convert(ctx context.Context) error {
 // checkConversion refuses what the conversion would refuse later on, before the first step: nothing that an etcd does on
 // the way there changes it.
 func (m *Migrator) checkConversion() (demand, error) {
-	data, err := readLog(m.layout)
+	data, err := m.readLog()
 	if err != nil {
 		return demand{}, refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
 	}
@@ -75,9 +78,14 @@ func (m *Migrator) checkConversion() (demand, error) {
 	if err != nil {
 		return demand{}, refuse(err, "see docs/troubleshooting.md")
 	}
+	return m.demandOfConversion(data), m.refuseLosses(problems)
+}
+
+// refuseLosses refuses the losses that nobody has accepted, each with what can be done about it.
+func (m *Migrator) refuseLosses(problems []convert.Problem) error {
 	problems = slices.DeleteFunc(problems, func(p convert.Problem) bool { return slices.Contains(m.accepted(), p.Loss) })
 	if len(problems) == 0 {
-		return m.demandOfConversion(data), nil
+		return nil
 	}
 	var errs []error
 	var hints []string
@@ -85,18 +93,22 @@ func (m *Migrator) checkConversion() (demand, error) {
 		errs = append(errs, errors.New(p.Text))
 		hints = append(hints, lossHint(p.Loss))
 	}
-	return demand{}, refuse(errors.Join(errs...), strings.Join(hints, "; "))
+	return refuse(errors.Join(errs...), strings.Join(hints, "; "))
 }
 
 func lossHint(loss convert.Loss) string {
 	switch loss {
+	case "":
+		return "this cannot be accepted: mend it first, or restore a backup from before the upgrade"
 	case convert.LossV2Auth:
 		return "note the users and roles down, disable v2 authentication if it is enabled, and discard them with --v2-leftovers=discard; " +
 			"create them anew in v3 with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`"
 	case convert.LossOverQuota:
 		return "give the quota that etcd will run with (--quota-backend-bytes, up to 8 GiB), or accept it with --accept-loss=over-quota"
+	case convert.LossV3Keys:
+		return "if the v2 store is what counts, accept it with --accept-loss=v3-keys; if the v3 store is, write etcd3 to version.txt"
 	}
-	return fmt.Sprintf("if the v2 store is what counts, accept it with --accept-loss=%s; if the v3 store is, write etcd3 to version.txt", loss)
+	return fmt.Sprintf("accept it with --accept-loss=%s, or restore a backup from before the upgrade", loss)
 }
 
 // demandOfConversion is what the new db takes beside the old one. With pages that are half full it is twice the records.

@@ -2,12 +2,10 @@ package migrate
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -23,37 +21,51 @@ import (
 // file system and without a version.txt. What is wrong with the data is in State.Problems; an error means that the data
 // could not be read at all.
 func Inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, error) {
+	st, data, err := inspect(ctx, l, now)
+	if data != nil {
+		data.close()
+	}
+	return st, err
+}
+
+// inspect is Inspect, and gives what it has read, for the caller to close; nil if there is none.
+func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *contents, error) {
 	st := State{DataDir: l.DataDir, WALDir: l.WALDir, Presence: Present,
 		Evidence: []Evidence{}, Members: []Member{}, Problems: []Problem{}}
 	st.V3.Alarms = []string{}
 	presence, err := l.Presence()
 	if err != nil {
-		return st, refuse(err, "check the path, and that the volume is mounted")
+		return st, nil, refuse(err, "check the path, and that the volume is mounted")
+	}
+	if backup, err := l.InterruptedRestore(); err != nil || backup != "" {
+		st.block("restore-interrupted", "the restore of a backup was interrupted half way", "complete it: give `etcd-migrate backup restore` "+
+			"or any command that migrates on this data dir")
+		return st, nil, nil
 	}
 	fromFile, fileErr := readVersionFile(l)
 	if presence != datadir.Present {
 		st.Presence, st.VersionFile = Fresh, fromFile
-		st.refuseAbsence(l, fileErr)
-		return st, nil
+		st.refuseAbsence(l, l.BackupsDir(""), fileErr)
+		return st, nil, nil
 	}
 
 	data, err := readMember(l)
 	if err != nil {
-		return st, refuse(fmt.Errorf("read the data: %w", err),
+		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
 	}
-	defer data.close()
 	if err := ctx.Err(); err != nil {
-		return st, &Error{Kind: Interrupted, Op: "inspect", Err: context.Cause(ctx)}
+		data.close()
+		return st, nil, &Error{Kind: Interrupted, Op: "inspect", Err: context.Cause(ctx)}
 	}
 	if err := data.describe(&st, now); err != nil {
-		return st, refuse(fmt.Errorf("read the data: %w", err),
+		data.close()
+		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
 	}
-	evidence, clusterVersion := data.clusterVersion()
-	st.determineVersion(evidence, clusterVersion, fromFile, fileErr)
+	st.determineVersion(data.readings(), fromFile, fileErr)
 	st.checkMember(data)
-	return st, nil
+	return st, data, nil
 }
 
 // readVersionFile gives nil for a file that is not there, with fs.ErrNotExist.
@@ -67,15 +79,20 @@ func readVersionFile(l datadir.Layout) (*versionfile.Version, error) {
 
 // refuseAbsence tells a data dir that never held a member from one that has lost it. An etcd started on the latter would
 // begin an empty cluster.
-func (st *State) refuseAbsence(l datadir.Layout, fileErr error) {
+func (st *State) refuseAbsence(l datadir.Layout, backupsDir string, fileErr error) {
 	var invalid *versionfile.InvalidError
 	if errors.As(fileErr, &invalid) {
 		st.block("version-file-invalid", fileErr.Error(), "see docs/formats/version.txt.md")
 	}
-	if backups, _ := datadir.ListBackups(l.BackupsDir("")); len(backups) > 0 {
-		st.block("member-missing", fmt.Sprintf("%s holds no member's data, but backups of it", l.DataDir),
-			fmt.Sprintf("an etcd would begin an empty cluster here: copy the newest backup's member directory and version.txt from %s back, "+
-				"or move %s away if a new cluster is what you want", l.BackupsDir(""), l.WorkDir()))
+	backups, _ := datadir.ListBackups(backupsDir) // a directory that cannot be read holds none that anybody could restore
+	for _, b := range backups {
+		if b.Err == nil && b.Manifest.DataDir != l.DataDir {
+			continue // of another member
+		}
+		st.block("member-missing", fmt.Sprintf("%s holds no member's data, but there are backups of it in %s", l.DataDir, backupsDir),
+			"an etcd would begin an empty cluster here: restore one with `etcd-migrate backup restore`, "+
+				"or move the backups away if a new cluster is what you want")
+		return
 	}
 }
 
@@ -89,7 +106,11 @@ type contents struct {
 	leases  map[int64]int64 // TTLs by ID
 	// fromLog is the newest cluster version that an entry of the log sets for the db; it may not have reached the db.
 	fromLog string
-	pending int // V3 writes that have not reached the db
+	// snapshotVersion is the cluster version in the newest raft snapshot, first is LogState.FirstVersion.
+	snapshotVersion, first string
+	pending                int                // V3 writes that have not reached the db
+	granted                map[int64]struct{} // leases that have not, either
+	entries                entryCount
 }
 
 func readMember(l datadir.Layout) (*contents, error) {
@@ -125,20 +146,25 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 	if m.log, err = raftlog.Open(l.SnapDir(), l.WALDir); err != nil {
 		return err
 	}
-	m.tree = keyspace.NewTree()
+	m.tree, m.granted = keyspace.NewTree(), map[int64]struct{}{}
 	if s := m.log.Snapshot(); s.Index > 0 {
 		if m.tree, err = keyspace.LoadTree(s.Data); err != nil {
 			return fmt.Errorf("%s: %w", s.Path, err)
 		}
 	}
+	m.snapshotVersion = m.tree.ClusterVersion()
+	m.first = m.snapshotVersion
 	m.summary, err = m.log.Each(func(e raftlog.Entry) error {
+		m.entries.add(e)
 		switch e.Kind {
 		case raftlog.V2:
-			return m.tree.ApplyV2(e.V2)
+			return m.applied(m.tree.ApplyV2(e.V2))
 		case raftlog.ConfChange:
 			return m.tree.ApplyConfChange(e.ConfChange)
 		case raftlog.V3:
-			m.tree.ApplyV3(e.V3)
+			if err := m.applied(m.tree.ApplyV3(e.V3)); err != nil {
+				return err
+			}
 			if set := e.V3.ClusterVersionSet; set != nil {
 				m.fromLog = set.Ver
 			}
@@ -148,172 +174,55 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	m.pending += len(m.granted)
+	return m.log.EachUncommitted(func(e raftlog.Entry) error {
+		m.entries.add(e)
+		return nil
+	})
+}
+
+// applied notes the first cluster version that there is.
+func (m *contents) applied(err error) error {
+	if m.first == "" && err == nil {
+		m.snapshotVersion = m.tree.ClusterVersion()
+		m.first = m.snapshotVersion
+	}
 	return err
 }
 
-// writesV3 reports whether a request that is not in the db yet will change keys there. The end of a lease that the db does
-// not have changes nothing; up to 3.4 the db's position in the log lags behind such requests even after a clean stop.
+// writesV3 reports whether a request that is not in the db yet will change something there. A lease that ends before it
+// is there changes nothing; up to 3.4 the db's position in the log lags behind such requests even after a clean stop.
 func (m *contents) writesV3(r *etcdserverpb.InternalRaftRequest) bool {
-	if r.LeaseRevoke != nil {
+	switch {
+	case r.LeaseGrant != nil:
+		if _, ok := m.leases[r.LeaseGrant.ID]; !ok {
+			m.granted[r.LeaseGrant.ID] = struct{}{}
+		}
+		return false
+	case r.LeaseRevoke != nil:
+		delete(m.granted, r.LeaseRevoke.ID)
 		_, ok := m.leases[r.LeaseRevoke.ID]
 		return ok
+	case r.Alarm != nil:
+		on := slices.ContainsFunc(m.info.Alarms, func(a keyspace.V3Alarm) bool {
+			return a.Member == r.Alarm.MemberID && a.Type == r.Alarm.Alarm.String()
+		})
+		return r.Alarm.Action == etcdserverpb.AlarmRequest_ACTIVATE && !on || r.Alarm.Action == etcdserverpb.AlarmRequest_DEACTIVATE && on
 	}
-	return r.Put != nil || r.DeleteRange != nil || r.Txn != nil || r.Compaction != nil
+	return r.Put != nil || r.DeleteRange != nil || r.Txn != nil || r.Compaction != nil || r.AuthEnable != nil || r.AuthDisable != nil ||
+		r.AuthUserAdd != nil || r.AuthUserDelete != nil || r.AuthUserChangePassword != nil || r.AuthUserGrantRole != nil ||
+		r.AuthUserRevokeRole != nil || r.AuthRoleAdd != nil || r.AuthRoleDelete != nil || r.AuthRoleGrantPermission != nil ||
+		r.AuthRoleRevokePermission != nil
 }
 
 func (m *contents) close() {
 	if m.db != nil {
 		_ = m.db.Close() // opened for reading
+		m.db = nil
 	}
-}
-
-// describe fills in what the files hold.
-func (m *contents) describe(st *State, now time.Time) error {
-	st.Log = LogState{
-		ClusterID:     id(m.log.ClusterID()),
-		SnapshotIndex: m.log.Snapshot().Index,
-		Index:         m.summary.HardState.Commit,
-		Term:          m.summary.LastTerm,
-		Uncommitted:   m.summary.Uncommitted,
-		PendingV3:     m.pending,
-		Torn:          m.summary.Torn,
-	}
-	s, auth := m.tree.Stats(now), m.tree.Auth()
-	st.V2 = V2State{
-		Keys: s.Keys, Bytes: s.Bytes, TTLs: s.TTLs, Hidden: s.Hidden, Expired: s.Expired, EmptyDirs: s.EmptyDirs,
-		Index: m.tree.Index(), Auth: len(auth.Users) + len(auth.Roles), AuthEnabled: auth.Enabled,
-		TopLevel: len(m.tree.TopLevel()), Unconverted: s.Keys,
-	}
-	if err := m.describeMembers(st); err != nil {
-		return err
-	}
-	if m.db == nil {
-		return nil
-	}
-	fp, err := keyspace.FingerprintDB(m.db)
-	if err != nil {
-		return err
-	}
-	i := m.info
-	st.V3 = V3State{
-		Present: true, Keys: int(fp.Records), Revision: i.Revision, CompactRevision: i.Compacted, Leases: int(i.Leases),
-		ConsistentIndex: i.ConsistentIndex, StorageVersion: i.StorageVersion, ClusterVersion: i.ClusterVersion,
-		Alarms: []string{}, AuthEnabled: i.AuthEnabled, SizeBytes: i.SizeBytes,
-	}
-	for _, a := range i.Alarms {
-		st.V3.Alarms = append(st.V3.Alarms, a.Type)
-	}
-	if st.V2.Keys > 0 && st.V3.Keys > 0 {
-		st.V2.Unconverted, err = m.unconverted(now)
-	}
-	return err
-}
-
-// describeMembers gives the members as the v2 store has them, which all etcds up to 3.5 go by, else as the db does.
-func (m *contents) describeMembers(st *State) error {
-	st.Member.ID = id(m.log.NodeID())
-	members, err := m.tree.Members()
-	if err != nil {
-		return err
-	}
-	for _, v := range members {
-		st.Members = append(st.Members, Member{id(v.ID), v.Name, v.PeerURLs, v.ClientURLs, v.IsLearner})
-	}
-	if len(members) == 0 {
-		for _, v := range m.info.Members {
-			st.Members = append(st.Members, Member{id(v.ID), v.Name, v.PeerURLs, v.ClientURLs, v.IsLearner})
-		}
-	}
-	for _, v := range st.Members {
-		if v.ID == st.Member.ID {
-			st.Member = v
-		}
-	}
-	return nil
-}
-
-// unconverted counts the keys of the v2 store that the v3 store does not hold with the same value at the same revision.
-func (m *contents) unconverted(now time.Time) (int, error) {
-	missing := map[[sha256.Size]byte]struct{}{}
-	err := m.tree.Each(now, func(r keyspace.Record) error {
-		missing[content(r)] = struct{}{}
-		return nil
-	})
-	if err != nil {
-		return 0, err
-	}
-	err = m.db.Each(func(r keyspace.Record) error {
-		delete(missing, content(r))
-		return nil
-	})
-	return len(missing), err
-}
-
-// content is a digest of what a conversion keeps as it is.
-func content(r keyspace.Record) [sha256.Size]byte {
-	b := binary.BigEndian.AppendUint64(nil, uint64(r.Modified))
-	b = binary.BigEndian.AppendUint64(b, uint64(len(r.Key)))
-	return sha256.Sum256(append(append(b, r.Key...), r.Value...))
-}
-
-// clusterVersion is what the data says of its version, and the reading that counts. Up to 3.4 the v2 store alone has it,
-// 3.5 keeps it in both places, 3.6 and 3.7 in the db and, in the form of 3.5, in their raft snapshots. It only ever
-// rises, but for a downgrade, which lowers it in all places; so the newest is right.
-func (m *contents) clusterVersion() (evidence []Evidence, newest versionfile.Release) {
-	for _, e := range []Evidence{
-		{"the cluster version in the v2 store", m.tree.ClusterVersion()},
-		{"the cluster version in the db", m.info.ClusterVersion},
-		{"the cluster version in the raft log", m.fromLog},
-		{"the storage version in the db", m.info.StorageVersion},
-	} {
-		r, err := versionfile.ParseRelease(e.Says)
-		if err != nil {
-			continue // absent
-		}
-		evidence = append(evidence, e)
-		if newest.Compare(r) < 0 {
-			newest = r
-		}
-	}
-	return evidence, newest
-}
-
-// checkMember notes what a migration of this member has to know or cannot do.
-func (st *State) checkMember(m *contents) {
-	if !st.V3.Present && !st.Version.Minor().Less(v3Since) {
-		st.block("db-missing", fmt.Sprintf("%s is missing, though the cluster ran etcd %s",
-			filepath.Join(st.DataDir, "member", "snap", "db"), st.Version.Minor()),
-			"an etcd would begin with an empty v3 store here: restore a backup")
-	}
-	if st.V3.Present && st.V3.Keys == 0 && st.V3.Revision <= 1 && m.summary.Kinds[raftlog.V3] > 0 && m.pending == 0 &&
-		st.Version.Storage == versionfile.Etcd3 && st.V3.ConsistentIndex == 0 {
-		st.note("db-empty", "the v3 store holds nothing at all", "if it should hold keys, restore a backup instead of going on")
-	}
-	voters := 0
-	for _, v := range st.Members {
-		if !v.Learner {
-			voters++
-		}
-	}
-	if voters > 1 {
-		st.block("several-members", fmt.Sprintf("the data is of a cluster of %d members", len(st.Members)),
-			"migrating several members is not supported yet: upgrade them with etcd's own rolling upgrade, or make a cluster of one "+
-				"from this member with --force-new-cluster, migrate it and add the others anew")
-	}
-	for _, a := range st.V3.Alarms {
-		st.note("alarm", fmt.Sprintf("alarm %s is set", a), "it does not stop the migration and is still set afterwards; "+
-			"compact, defragment and disarm it once the target etcd runs")
-	}
-	if st.Log.Torn != "" {
-		st.note("log-torn", "the end of the raft log was cut off by a crash: "+st.Log.Torn, "etcd mends that itself when it starts")
-	}
-	for _, s := range m.log.Snapshot().Skipped {
-		st.note("snapshot-broken", fmt.Sprintf("raft snapshot %s cannot be read", s), "an older one and the log hold all of the data")
-	}
-}
-
-func (st *State) note(code, text, hint string) {
-	st.Problems = append(st.Problems, Problem{Code: code, Text: text, Hint: hint})
 }
 
 // id writes a member or cluster ID as etcd does.

@@ -30,7 +30,9 @@ type Request struct {
 	Binaries binaries.Set
 	// BackupDir is where the backup goes. Empty: into the data dir's own etcd-migrate/backups, on the same volume.
 	BackupDir string
-	// AcceptLoss names what need not be carried from etcd2 to etcd3.
+	// AllowRollback allows a target below the data.
+	AllowRollback bool
+	// AcceptLoss names what need not be carried over.
 	AcceptLoss []convert.Loss
 	// V2Leftovers says what becomes of things in the v2 store that are nowhere else, in data whose keys are in the v3
 	// store. Empty: LeftoversRefuse.
@@ -64,6 +66,9 @@ type Migrator struct {
 	st     State
 	plan   Plan
 	report *Report
+	// log is the member's log and v2 store as they are on disk, nil if they have not been read since the last change:
+	// reading them can take as long as converting them.
+	log    *contents
 	backup string
 	step   int // the number of the step under way, counted from 1
 }
@@ -112,6 +117,9 @@ func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 	}
 	defer unlock()
 	if err := m.inspectAndPlan(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.checkAllowed(); err != nil {
 		return nil, err
 	}
 	if err := m.preflight(ctx); err != nil {
@@ -169,11 +177,21 @@ func (m *Migrator) lock() (unlock func(), err error) {
 	if err := m.layout.LiveEtcd(); err != nil {
 		return nil, held(errors.Join(err, release()))
 	}
-	return func() {
+	unlock = func() {
 		if err := release(); err != nil {
 			m.Log.Debug("unlock data dir", "error", err)
 		}
-	}, nil
+	}
+	// A restore that was killed half way has to be completed before anything in the data dir means anything.
+	backup, _, err := m.layout.ResumeRestore()
+	if err != nil {
+		unlock()
+		return nil, refuse(err, "mend the cause, or restore a backup again with `etcd-migrate backup restore`")
+	}
+	if backup != "" {
+		m.Log.Info("completed an interrupted restore", "backup", backup)
+	}
+	return unlock, nil
 }
 
 func held(err error) error {
@@ -185,8 +203,14 @@ func held(err error) error {
 }
 
 func (m *Migrator) inspectAndPlan(ctx context.Context) (err error) {
-	if m.st, err = Inspect(ctx, m.layout, m.now()); err != nil {
+	if m.st, m.log, err = inspect(ctx, m.layout, m.now()); err != nil {
 		return err
+	}
+	if m.log != nil {
+		m.log.close()
+	}
+	if m.st.Presence == Fresh && m.BackupDir != "" {
+		m.st.refuseAbsence(m.layout, m.BackupDir, nil)
 	}
 	if m.Name != "" {
 		m.st.Member.Name = m.Name

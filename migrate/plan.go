@@ -14,13 +14,17 @@ const (
 	// StepRecord writes version.txt and touches nothing else: a fresh data dir, or another patch release of the minor
 	// that the data already has, whose files are the same.
 	StepRecord StepKind = "record"
-	// StepReplay runs the etcd of the minor that the data already has, because its log holds writes that have not been
-	// applied: an etcd that was killed leaves that, and its own minor surely reads them right.
+	// StepReplay runs the etcd of the minor that the data already has, because the next minor's would not get along with
+	// what it has left: writes that have not been applied, or things that a raft snapshot of its own does away with.
 	StepReplay StepKind = "replay"
 	// StepUpgrade runs the etcd of the next minor until it has taken the data over.
 	StepUpgrade StepKind = "upgrade"
 	// StepConvert writes the keys of the v2 store into the v3 store, offline.
 	StepConvert StepKind = "convert"
+	// StepDowngrade makes the data that of the minor before, offline, and lets the etcd of that minor show that it is.
+	StepDowngrade StepKind = "downgrade"
+	// StepConvertBack writes the keys of the v3 store into the v2 store, offline.
+	StepConvertBack StepKind = "convert-back"
 	// StepEmptyV2 deletes from the v2 store, through etcd itself, what the v3 store now holds: etcd 3.6 refuses a data dir
 	// with user keys in the v2 store.
 	StepEmptyV2 StepKind = "empty-v2"
@@ -34,6 +38,8 @@ type Step struct {
 	// Binary is the etcd that makes the step; empty for the offline steps.
 	Binary string `json:"binary,omitempty"`
 	Why    string `json:"why"`
+	// Discards is what an empty-v2 step deletes that is nowhere else, nil for nothing.
+	Discards *Discards `json:"discards,omitempty"`
 }
 
 // Plan is the list of steps from the current version to the target. An empty one means that there is nothing to do.
@@ -76,7 +82,7 @@ var (
 // MakePlan decides how data in that state gets to the target with those etcds. It is a pure function: it looks at no
 // file and starts no process, so that the same plan is shown, rehearsed and run. A plan that can't be made is refused
 // with a *Error of kind Refused that says what to do.
-func MakePlan(st State, target versionfile.Version, have binaries.Set) (Plan, error) {
+func MakePlan(st State, target versionfile.Version, have binaries.Set, leftovers Leftovers) (Plan, error) {
 	p := Plan{From: st.Version, Target: target, Steps: []Step{}}
 	if problem := st.blocking(); problem != nil {
 		return Plan{}, &Error{Kind: Refused, Op: "plan", Err: problem, Hint: problem.Hint}
@@ -87,12 +93,14 @@ func MakePlan(st State, target versionfile.Version, have binaries.Set) (Plan, er
 	if st.Presence == Fresh {
 		return planFresh(p, st)
 	}
-	if err := checkLeftovers(st, target); err != nil {
+	if err := checkLeftovers(st, target, leftovers); err != nil {
 		return Plan{}, err
 	}
-	b := planner{plan: p, at: st.Version, have: have}
-	// What v3 does not hold as well is left where it is: below 3.6 it does no harm.
-	b.leftovers = st.Version.Storage == versionfile.Etcd3 && st.V2.TopLevel > 0 && st.V2.Unconverted == 0
+	b := planner{plan: p, at: st.Version, have: have, discard: leftovers == LeftoversDiscard}
+	if st.Version.Storage == versionfile.Etcd3 {
+		// What v3 does not hold as well is left where it is, unless it is to go: below 3.6 it does no harm.
+		b.leftovers = st.V2.TopLevel > 0 && st.V2.Unconverted == 0 || b.discard && st.V2.TopLevel+st.V2.Auth > 0
+	}
 	if err := b.walk(st, target); err != nil {
 		return Plan{}, err
 	}
@@ -119,9 +127,6 @@ func checkTarget(st State, target versionfile.Version) error {
 	case !at.Minor().Known():
 		return refuse(fmt.Errorf("the data is at etcd %s, which this program does not know", at.Release),
 			fmt.Sprintf("data from before %s must first be brought to %s by the etcds of its own time", oldestData, oldestData))
-	case target.Minor().Less(at.Minor()), at.Storage == versionfile.Etcd3 && target.Storage == versionfile.Etcd2:
-		return refuse(fmt.Errorf("the data is at %s, which is above the target %s, and going back is not supported yet", at, target),
-			"start the etcd that the data belongs to, or restore a backup from before the upgrade")
 	}
 	return nil
 }
@@ -139,45 +144,22 @@ func planFresh(p Plan, st State) (Plan, error) {
 	return p, nil
 }
 
-// checkLeftovers refuses to go beyond 3.5 with things in the v2 store that are nowhere else: etcd 3.6 does not start on
-// them, and what has not been carried over must not be thrown away silently.
-func checkLeftovers(st State, target versionfile.Version) error {
-	if target.Minor().Compare(v2Until) <= 0 {
-		return nil
-	}
-	const found = "the v2 store still holds %d %s, and etcd 3.6 and later refuse such a data dir"
-	if st.Version.Storage == versionfile.Etcd3 && st.V2.Unconverted > 0 {
-		return refuse(fmt.Errorf(found+": %d of the keys are not in the v3 store", st.V2.Keys, "keys of users beside the v3 data", st.V2.Unconverted),
-			"start the etcd of the data's own minor with --enable-v2, look at them with `ETCDCTL_API=2 etcdctl ls -r`, and copy or delete them; "+
-				"or choose a target up to 3.5, where they do no harm")
-	}
-	if st.V2.Auth > 0 {
-		return refuse(fmt.Errorf(found, st.V2.Auth, "users and roles of v2 authentication"),
-			"v2 users and roles have no exact counterpart in v3: note them down, remove them through the v2 API of the etcd that "+
-				"the data belongs to, migrate, and create users and roles anew with `etcdctl user add` and `etcdctl role add`")
-	}
-	return nil
-}
-
 // planner walks from one version to the next and notes the steps.
 type planner struct {
 	plan      Plan
 	at        versionfile.Version
 	have      binaries.Set
 	leftovers bool // the v2 store holds user keys though the v3 store is the one in use
+	discard   bool // and what is nowhere else is to go, too
 }
 
 func (b *planner) walk(st State, target versionfile.Version) error {
-	if st.Log.Unapplied() > 0 {
-		bin, ok := b.binary(b.at.Minor(), target)
-		switch {
-		case ok:
-			b.run(StepReplay, bin, fmt.Sprintf("etcd was not stopped cleanly: %d log entries wait to be applied", st.Log.Unapplied()))
-		case b.mustConvert(target):
-			// The conversion would miss them.
-			return b.missing(b.at.Minor(), target)
+	if isBack(b.at, target) {
+		if err := b.back(st, target); err != nil {
+			return err
 		}
-		// Else the next minor's etcd replays the log; it can, but that step's proof is weaker.
+	} else if err := b.settle(st, target); err != nil {
+		return err
 	}
 	for {
 		if b.mustConvert(target) {
@@ -187,8 +169,7 @@ func (b *planner) walk(st State, target versionfile.Version) error {
 		}
 		if b.leftovers && b.at.Storage == versionfile.Etcd3 {
 			if bin, ok := b.binary(b.at.Minor(), target); ok && !v2Until.Less(b.at.Minor()) {
-				b.run(StepEmptyV2, bin, "the v3 store holds all that is in the v2 store; etcd 3.6 refuses what is left there")
-				b.leftovers = false
+				b.emptyV2(st, bin)
 			}
 		}
 		if b.at.Minor() == target.Minor() {

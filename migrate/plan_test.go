@@ -117,6 +117,23 @@ func TestPlan(t *testing.T) {
 				"empty-v2 3.0.17/etcd3 by etcd-3.0.17",
 				"upgrade 3.1.20/etcd3 by etcd-3.1.20",
 			}},
+		"back by one minor": {at("3.6.1/etcd3"), "3.5.35/etcd3", all, []string{
+			"downgrade 3.5.35/etcd3 by etcd-3.5.35",
+		}},
+		"all the way back": {at("3.7.3/etcd3"), "2.2.5/etcd2", have("3.0.17", "2.2.5"), []string{
+			"downgrade 3.6.0/etcd3", "downgrade 3.5.0/etcd3", "downgrade 3.4.0/etcd3", "downgrade 3.3.0/etcd3",
+			"downgrade 3.2.0/etcd3", "downgrade 3.1.0/etcd3", "downgrade 3.0.17/etcd3 by etcd-3.0.17",
+			"convert-back 3.0.17/etcd2",
+			"downgrade 2.3.0/etcd2", "downgrade 2.2.5/etcd2 by etcd-2.2.5",
+		}},
+		"back to the v2 store of a 3.x": {at("3.6.1/etcd3"), "3.5.35/etcd2", all, []string{
+			"downgrade 3.5.35/etcd3 by etcd-3.5.35",
+			"convert-back 3.5.35/etcd2",
+		}},
+		"back after a kill": {at("3.6.1/etcd3", func(st *State) { st.Log.PendingV3 = 1 }), "3.5.35/etcd3", all, []string{
+			"replay 3.6.16/etcd3 by etcd-3.6.16",
+			"downgrade 3.5.35/etcd3 by etcd-3.5.35",
+		}},
 		"empty directories in the v2 store": {
 			at("3.5.35/etcd3", func(st *State) { st.V2 = V2State{TopLevel: 1, EmptyDirs: 1} }), "3.6.16/etcd3", all, []string{
 				"empty-v2 3.5.35/etcd3 by etcd-3.5.35",
@@ -130,7 +147,7 @@ func TestPlan(t *testing.T) {
 		"fresh, and recorded already": {State{Presence: Fresh, VersionFile: new(parse("3.7.3/etcd3"))}, "3.7.3/etcd3", binaries.Set{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p, err := MakePlan(tc.state, parse(tc.target), tc.have)
+			p, err := MakePlan(tc.state, parse(tc.target), tc.have, LeftoversRefuse)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -160,8 +177,6 @@ func TestPlanRefuses(t *testing.T) {
 	}{
 		"a target it does not know":     {at("3.6.1/etcd3"), "3.9.1/etcd3", all, []string{"3.9.1", "2.2 to 3.7"}},
 		"data it does not know":         {at("2.1.0/etcd2"), "3.7.3/etcd3", all, []string{"2.1.0", "by the etcds of its own time"}},
-		"going back":                    {at("3.6.1/etcd3"), "3.5.35/etcd3", all, []string{"3.6.1/etcd3", "above the target 3.5.35/etcd3", "restore a backup"}},
-		"going back to the v2 store":    {at("3.4.31/etcd3"), "3.5.35/etcd2", all, []string{"going back"}},
 		"etcd3 on 2.x":                  {at("2.2.1/etcd2"), "2.3.8/etcd3", all, []string{"no v3 store"}},
 		"etcd2 on 3.6":                  {at("3.5.1/etcd2"), "3.6.16/etcd2", all, []string{"no longer serves the v2 store"}},
 		"a minor that is not there":     {at("3.2.1/etcd3"), "3.5.35/etcd3", have("3.3.27", "3.5.35"), []string{"needs an etcd 3.4", "etcd 3.3.27, 3.5.35 in /bin", "--bin-dir"}},
@@ -171,9 +186,10 @@ func TestPlanRefuses(t *testing.T) {
 			at("3.1.0/etcd2", func(st *State) { st.Log.Uncommitted = 1 }), "3.2.32/etcd3", have("3.2.32"), []string{"needs an etcd 3.1"}},
 		"keys in the v2 store that v3 does not hold": {
 			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, TopLevel: 2, Unconverted: 3} }), "3.6.16/etcd3", all,
-			[]string{"10 keys", "3 of the keys are not in the v3 store", "--enable-v2"}},
+			[]string{"10 keys", "3 are not in the v3 store", "--enable-v2", "--v2-leftovers=discard"}},
 		"users in the v2 store": {
-			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Auth: 2} }), "3.6.16/etcd3", all, []string{"2 users and roles", "etcdctl user add"}},
+			at("3.4.31/etcd3", v2Users), "3.6.16/etcd3", all,
+			[]string{"1 users (root) and 1 roles (guest)", "etcdctl user add", "--v2-leftovers=discard"}},
 		"a version.txt without a member": {
 			State{DataDir: "/data", Presence: Fresh, VersionFile: new(parse("3.5.1/etcd3"))}, "3.6.16/etcd3", all,
 			[]string{"/data holds no member's data", "3.5.1/etcd3", "remove version.txt"}},
@@ -182,7 +198,7 @@ func TestPlanRefuses(t *testing.T) {
 			[]string{"the db is gone", "db-missing", "restore a backup"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := MakePlan(tc.state, parse(tc.target), tc.have)
+			_, err := MakePlan(tc.state, parse(tc.target), tc.have, LeftoversRefuse)
 			var e *Error
 			if !errors.As(err, &e) || e.Kind != Refused || e.Hint == "" {
 				t.Fatalf("got %v, want a refusal with a hint", err)
@@ -196,6 +212,102 @@ func TestPlanRefuses(t *testing.T) {
 	}
 }
 
+func v2Users(st *State) {
+	st.V2.Auth, st.V2.Users, st.V2.Roles = 2, []string{"root"}, []string{"guest"}
+}
+
+// TestPlanDiscards: what is nowhere else goes only if asked, and then the plan names it.
+func TestPlanDiscards(t *testing.T) {
+	keys := func(st *State) {
+		st.V2 = V2State{Keys: 10, TopLevel: 2, Unconverted: 3, Examples: []string{"/a", "/b"}}
+	}
+	for name, tc := range map[string]struct {
+		state  State
+		target string
+		want   []string
+		says   []string
+	}{
+		"keys": {at("3.4.31/etcd3", keys), "3.6.16/etcd3",
+			[]string{"empty-v2 3.4.31/etcd3 by etcd-3.4.31", "upgrade 3.5.35/etcd3 by etcd-3.5.35", "upgrade 3.6.16/etcd3 by etcd-3.6.16"},
+			[]string{"3 keys (/a, /b, …)"}},
+		"keys, below 3.6": {at("3.4.31/etcd3", keys), "3.4.31/etcd3", []string{"empty-v2 3.4.31/etcd3 by etcd-3.4.31"}, []string{"3 keys"}},
+		"users": {at("3.5.1/etcd3", v2Users), "3.6.16/etcd3",
+			[]string{"empty-v2 3.5.35/etcd3 by etcd-3.5.35", "upgrade 3.6.16/etcd3 by etcd-3.6.16"},
+			[]string{"1 users (root) and 1 roles (guest)"}},
+		"users, with a conversion": {at("3.5.1/etcd2", v2Users), "3.6.16/etcd3",
+			[]string{"convert 3.5.1/etcd3", "empty-v2 3.5.35/etcd3 by etcd-3.5.35", "upgrade 3.6.16/etcd3 by etcd-3.6.16"},
+			[]string{"1 users (root) and 1 roles (guest)"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := MakePlan(tc.state, parse(tc.target), all, LeftoversDiscard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.want, steps(p)); diff != "" {
+				t.Error(diff)
+			}
+			for _, s := range p.Steps {
+				if s.Kind != StepEmptyV2 {
+					continue
+				}
+				for _, want := range tc.says {
+					if s.Discards == nil || !strings.Contains(s.Why, want) {
+						t.Errorf("%q with %+v does not say %q", s.Why, s.Discards, want)
+					}
+				}
+			}
+		})
+	}
+	enabled := at("3.5.1/etcd3", v2Users, func(st *State) { st.V2.AuthEnabled = true })
+	_, err := MakePlan(enabled, parse("3.6.16/etcd3"), all, LeftoversDiscard)
+	if KindOf(err) != Refused || !strings.Contains(err.Error(), "auth disable") || !strings.Contains(err.Error(), "--enable-v2") {
+		t.Errorf("with v2 authentication enabled: %v", err)
+	}
+}
+
+// TestPlanSettles: the data's own etcd runs once more where the next one would stumble over what it has left.
+func TestPlanSettles(t *testing.T) {
+	replay := func(v string) []string { return []string{"replay " + v + "/etcd3 by etcd-" + v} }
+	for name, tc := range map[string]struct {
+		state  State
+		target string
+		first  []string // nil for an upgrade at once
+	}{
+		"a 2.x snapshot before 3.5": {at("3.4.31/etcd3", func(st *State) { st.Log.FirstVersion = "2.3.0" }), "3.5.35/etcd3", replay("3.4.31")},
+		"a 2.x snapshot at 3.5":     {at("3.5.1/etcd3", func(st *State) { st.Log.FirstVersion = "2.3.0" }), "3.6.16/etcd3", replay("3.5.35")},
+		"a 2.x snapshot before 3.4": {at("3.3.1/etcd3", func(st *State) { st.Log.FirstVersion = "2.3.0" }), "3.5.35/etcd3", nil},
+		"a 3.x snapshot":            {at("3.4.31/etcd3", func(st *State) { st.Log.FirstVersion = "3.4.0" }), "3.5.35/etcd3", nil},
+		"a db behind at 3.0": {at("3.0.17/etcd3", func(st *State) { st.V3.Present, st.Log.SnapshotIndex = true, 9 }),
+			"3.1.20/etcd3", replay("3.0.17")},
+		"SYNC before 3.6":       {at("3.5.1/etcd3", func(st *State) { st.Log.Foreign = 1 }), "3.6.16/etcd3", replay("3.5.35")},
+		"publishing before 3.6": {at("3.5.1/etcd3", v2Entries), "3.6.16/etcd3", nil},
+		"publishing before 3.7": {at("3.6.5/etcd3", v2Entries), "3.7.3/etcd3", replay("3.6.16")},
+		"a zombie before 3.6": {at("3.5.1/etcd3", func(st *State) {
+			st.Members, st.V3.Members = []Member{{ID: "a"}}, []Member{{ID: "a"}, {ID: "b"}}
+		}), "3.6.16/etcd3", replay("3.5.35")},
+		"a learner before 3.6": {at("3.5.1/etcd3", func(st *State) {
+			st.Members, st.V3.Members = []Member{{ID: "a"}}, []Member{{ID: "a", Learner: true}}
+		}), "3.6.16/etcd3", replay("3.5.35")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := MakePlan(tc.state, parse(tc.target), all, LeftoversRefuse)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := steps(p)
+			if tc.first == nil && strings.HasPrefix(got[0], "replay") || tc.first != nil && got[0] != tc.first[0] {
+				t.Errorf("begins with %s, want %v", got[0], tc.first)
+			}
+		})
+	}
+	_, err := MakePlan(at("3.6.5/etcd3", v2Entries), parse("3.7.3/etcd3"), have("3.7.3"), LeftoversRefuse)
+	if KindOf(err) != Refused || !strings.Contains(err.Error(), "needs an etcd 3.6") {
+		t.Errorf("without the etcd that settles: %v", err)
+	}
+}
+
+func v2Entries(st *State) { st.Log.V2Entries = map[string]int{"PUT": 1} }
+
 // TestPlanFromEverywhere checks what must hold for every pair of minors: one minor at a time, and version.txt at the
 // target in the end.
 func TestPlanFromEverywhere(t *testing.T) {
@@ -205,7 +317,7 @@ func TestPlanFromEverywhere(t *testing.T) {
 			bin, _ := all.Newest(to)
 			target := versionfile.Version{Release: bin.Release, Storage: to.Storage()}
 			st := at(fmt.Sprintf("%s.1/%s", from, from.Storage()))
-			p, err := MakePlan(st, target, all)
+			p, err := MakePlan(st, target, all, LeftoversRefuse)
 			if err != nil {
 				t.Errorf("%s to %s: %v", from, to, err)
 				continue

@@ -69,7 +69,7 @@ func TestRefusals(t *testing.T) {
 			_, err = datadir.CreateBackup(t.Context(), l, l.BackupsDir(""), datadir.Meta{Version: m.version}, nil)
 			must(t, err)
 			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
-		}, nil, migrate.Refused, []string{"holds no member's data, but backups", "empty cluster"}},
+		}, nil, migrate.Refused, []string{"holds no member's data, but there are backups", "empty cluster", "etcd-migrate backup restore"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

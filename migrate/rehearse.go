@@ -159,10 +159,15 @@ func usage(l datadir.Layout) int64 {
 
 // peakMemory is the larger of our own peak and that of the largest child.
 func peakMemory() int64 {
-	var self, children syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &self) // cannot fail for these
-	_ = syscall.Getrusage(syscall.RUSAGE_CHILDREN, &children)
-	return max(self.Maxrss, children.Maxrss) * 1024
+	var children syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_CHILDREN, &children) // cannot fail
+	return max(ownPeakMemory(), children.Maxrss*1024)
+}
+
+func ownPeakMemory() int64 {
+	var self syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &self) // cannot fail
+	return self.Maxrss * 1024
 }
 
 func hashFile(path string) (string, error) {

@@ -16,13 +16,16 @@ type Report struct {
 	Began   time.Time           `json:"began"`
 	Seconds float64             `json:"seconds"`
 	// Backup is the path of the untouched copy from before the first step, empty if no step needed one.
-	Backup        string          `json:"backup"`
-	BackupSeconds float64         `json:"backupSeconds"`
-	Steps         []StepReport    `json:"steps"`
-	KeysBefore    int             `json:"keysBefore"`
-	KeysAfter     int             `json:"keysAfter"`
-	Conversion    *convert.Report `json:"conversion,omitempty"`
-	State         State           `json:"state"` // as it was found
+	Backup         string            `json:"backup"`
+	BackupSeconds  float64           `json:"backupSeconds"`
+	Steps          []StepReport      `json:"steps"`
+	KeysBefore     int               `json:"keysBefore"`
+	KeysAfter      int               `json:"keysAfter"`
+	ConversionBack *convert.V2Report `json:"conversionBack,omitempty"`
+	Conversion     *convert.Report   `json:"conversion,omitempty"`
+	// PeakMemoryBytes is the most that this process took, without the etcds.
+	PeakMemoryBytes int64 `json:"peakMemoryBytes"`
+	State           State `json:"state"` // as it was found
 }
 
 // begin notes what the migration starts from.
@@ -51,4 +54,6 @@ type StepReport struct {
 	TTLsEnded int `json:"ttlsEnded"`
 	// Replayed counts the committed log entries that the step's etcd applied, on data of an etcd that was killed.
 	Replayed int `json:"replayed,omitempty"`
+	// LeasesEnded counts the leases that are gone, with keys or without.
+	LeasesEnded int `json:"leasesEnded,omitempty"`
 }

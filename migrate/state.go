@@ -65,6 +65,15 @@ type LogState struct {
 	PendingV3 int `json:"pendingV3"`
 	// Torn is where a power loss cut the log off, empty for a whole one.
 	Torn string `json:"torn,omitempty"`
+	// FirstVersion is the cluster version that an etcd meets first when it starts: that in the newest raft snapshot, or
+	// else the first that the log sets. Etcd 3.5 never serves the v3 API if it is of 2.x.
+	FirstVersion string `json:"firstVersion,omitempty"`
+	// V2Entries counts the entries after the newest raft snapshot that are in the format of the v2 API, by method. Etcd
+	// writes some of its own accord. 3.7 panics on any of them, and 3.6 on those that Foreign counts.
+	V2Entries map[string]int `json:"v2Entries,omitempty"`
+	Foreign   int            `json:"foreign,omitempty"`
+	// Entries counts all entries after the newest raft snapshot by kind.
+	Entries map[string]int `json:"entries,omitempty"`
 }
 
 // Unapplied counts the entries that etcd will apply when it starts: it was not stopped cleanly.
@@ -86,6 +95,19 @@ type V2State struct {
 	TopLevel int `json:"topLevel"`
 	// Unconverted counts the keys that the v3 store does not hold with the same value and the same indexes.
 	Unconverted int `json:"unconverted"`
+	// Examples are the first of those keys in alphabetical order, at most ten.
+	Examples []string `json:"examples,omitempty"`
+	// Users and Roles are the names that Auth counts.
+	Users  []string  `json:"users,omitempty"`
+	Roles  []string  `json:"roles,omitempty"`
+	Values Encodings `json:"values"`
+}
+
+// Encodings counts values by what they begin with.
+type Encodings struct {
+	JSON     int `json:"json"`     // an object or an array, by its first and last byte
+	Protobuf int `json:"protobuf"` // with the prefix that Kubernetes gives its values: "k8s" and a zero byte
+	Other    int `json:"other"`    // anything else, and empty values
 }
 
 // V3State is the v3 store.
@@ -101,6 +123,16 @@ type V3State struct {
 	Alarms          []string `json:"alarms"`
 	AuthEnabled     bool     `json:"authEnabled"`
 	SizeBytes       int64    `json:"sizeBytes"`
+	// FreeBytes is the part of it that holds nothing and would go in a defragmentation.
+	FreeBytes int64 `json:"freeBytes"`
+	// Members are those that the db knows, nil if it knows none. State.Members are those of the v2 store, if it has any:
+	// etcd up to 3.5 goes by these, and 3.6 and later by the db's.
+	Members []Member `json:"members,omitempty"`
+	Users   []string `json:"users,omitempty"`
+	Roles   []string `json:"roles,omitempty"`
+	// Downgrade is the version that `etcdctl downgrade enable` was given, until that is done or cancelled.
+	Downgrade string    `json:"downgrade,omitempty"`
+	Values    Encodings `json:"values"`
 }
 
 // Problem is something about the data that a person should know before a migration.

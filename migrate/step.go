@@ -15,18 +15,28 @@ import (
 )
 
 // snapshotCount makes an etcd write a raft snapshot after a handful of entries: see StepUpgrade in docs/architecture.md.
-const snapshotCount = 3
+var snapshotCount uint64 = 3 // 0 is for tests, which show what happens without
 
 // take makes one step: do it, prove that it lost nothing, and only then write version.txt.
 func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprint) (*keyspace.Fingerprint, error) {
 	began := m.now()
 	m.tell(Event{Kind: EventStepStarted})
+	if err := m.gate(s); err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
+	side, err := m.sideData()
+	if err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
 	after, err := m.do(ctx, s, before)
 	if err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
 	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String()}
 	if err := m.prove(s, before, after, &result); err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
+	if err := m.proveSideData(s, side, &result); err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
 	if err := m.record(s); err != nil {
@@ -46,6 +56,8 @@ func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint)
 		return before, nil
 	case StepConvert:
 		err = m.convert(ctx)
+	case StepConvertBack, StepDowngrade:
+		err = m.goBack(ctx, s)
 	case StepUpgrade, StepReplay, StepEmptyV2:
 		err = m.runEtcd(ctx, s)
 	}
@@ -58,7 +70,7 @@ func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint)
 // prove compares the records before and after a step. The only difference that may be is that TTLs have ended, and then
 // all keys with that TTL are gone, together.
 func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *StepReport) error {
-	if s.Kind == StepConvert {
+	if s.Kind == StepConvert || s.Kind == StepConvertBack {
 		return nil // compared record by record before the new db took its place: a TTL is an expiry before, a lease after
 	}
 	if n := m.st.Log.Unapplied(); n > 0 && m.step == 1 {
@@ -88,7 +100,7 @@ func (m *Migrator) record(s Step) error {
 // runEtcd lets the step's etcd take the data over. From 3.0 on it does not count as done before a raft snapshot of this
 // etcd is on disk: the next minor then starts from that, and never has to read a log entry or a snapshot of an older one.
 // Without it, data does get stuck at 3.1, 3.2, 3.5, 3.6 and 3.7.
-func (m *Migrator) runEtcd(ctx context.Context, s Step) (err error) {
+func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, m.StepTimeout,
 		fmt.Errorf("etcd %s was not done after %s (--step-timeout)", s.To.Release, m.StepTimeout))
 	defer cancel()
@@ -96,14 +108,49 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) (err error) {
 	if err != nil {
 		return err
 	}
-	var topLevel []string
-	if s.Kind == StepEmptyV2 {
-		data, err := readLog(m.layout)
+	if s.Kind == StepReplay && s.To.Minor() == v2Until && m.st.startsAtV2() {
+		// It never gets ready before it has started from another snapshot, which it can only be made to write with v2.
+		withV2 := cfg
+		withV2.V2 = true
+		err := running(ctx, withV2, func(etcd *member.Etcd) error {
+			_, err := etcd.ForceSnapshot(ctx)
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		topLevel = data.tree.TopLevel()
 	}
+	var emptyV2 func(*member.Etcd) error
+	if s.Kind == StepEmptyV2 {
+		if emptyV2, err = m.emptyV2(ctx); err != nil {
+			return err
+		}
+	}
+	m.log = nil // what etcd makes of it has to be read anew
+	err = running(ctx, cfg, func(etcd *member.Etcd) error {
+		if err := etcd.Ready(ctx); err != nil {
+			return err
+		}
+		if emptyV2 != nil {
+			if err := emptyV2(etcd); err != nil {
+				return err
+			}
+		}
+		if cfg.SnapshotCount > 0 {
+			if _, err := etcd.ForceSnapshot(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && emptyV2 != nil {
+		err = m.proveV2Empty()
+	}
+	return err
+}
+
+// running starts an etcd, does something with it and stops it.
+func running(ctx context.Context, cfg member.Config, do func(*member.Etcd) error) (err error) {
 	etcd, err := member.Start(ctx, cfg)
 	if err != nil {
 		return err
@@ -112,20 +159,24 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) (err error) {
 		// Stopping is not to be hurried by whatever ended the step: a clean stop is what keeps the data whole.
 		err = errors.Join(err, etcd.Stop(context.WithoutCancel(ctx)))
 	}()
-	if err := etcd.Ready(ctx); err != nil {
-		return err
+	return do(etcd)
+}
+
+// emptyV2 gives what empties the v2 store: of keys, and if so asked, of users and roles.
+func (m *Migrator) emptyV2(ctx context.Context) (func(*member.Etcd) error, error) {
+	data, err := m.readLog()
+	if err != nil {
+		return nil, err
 	}
-	if s.Kind == StepEmptyV2 {
-		if err := etcd.EmptyV2(ctx, topLevel); err != nil {
-			return err
+	topLevel, auth := data.tree.TopLevel(), data.tree.Auth()
+	return func(etcd *member.Etcd) error {
+		if m.V2Leftovers == LeftoversDiscard {
+			if err := etcd.EmptyV2Auth(ctx, auth.Users, auth.Roles); err != nil {
+				return err
+			}
 		}
-	}
-	if cfg.SnapshotCount > 0 {
-		if _, err := etcd.ForceSnapshot(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+		return etcd.EmptyV2(ctx, topLevel)
+	}, nil
 }
 
 func (m *Migrator) config(s Step) (member.Config, error) {
@@ -169,6 +220,18 @@ func (m *Migrator) owner() (*syscall.Credential, error) {
 	return &syscall.Credential{Uid: st.Uid, Gid: st.Gid}, nil
 }
 
+// readLog reads the member's log and v2 store, unless they are what they were when they were last read.
+func (m *Migrator) readLog() (*contents, error) {
+	if m.log == nil {
+		data, err := readLog(m.layout)
+		if err != nil {
+			return nil, err
+		}
+		m.log = data
+	}
+	return m.log, nil
+}
+
 // fingerprint reads all records of the store that holds the user's keys.
 func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerprint, error) {
 	if storage == versionfile.Etcd3 {
@@ -179,7 +242,7 @@ func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerpri
 		defer db.Close()
 		return keyspace.FingerprintDB(db)
 	}
-	data, err := readLog(m.layout)
+	data, err := m.readLog()
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,9 @@ func (m *Migrator) upToDate() bool {
 	if _, err := os.Lstat(m.journalPath()); !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
+	if backup, err := m.layout.InterruptedRestore(); err != nil || backup != "" {
+		return false
+	}
 	if v.Storage == versionfile.Etcd2 {
 		return true
 	}

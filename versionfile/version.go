@@ -83,6 +83,14 @@ func (m Minor) Next() (Minor, bool) {
 	return lines[i+1], true
 }
 
+// Previous is the known minor before m, or m itself if there is none.
+func (m Minor) Previous() Minor {
+	if i := m.index(); i > 0 {
+		return lines[i-1]
+	}
+	return m
+}
+
 func (m Minor) index() int {
 	for i, l := range lines {
 		if l == m {

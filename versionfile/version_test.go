@@ -87,6 +87,9 @@ func TestMinors(t *testing.T) {
 			t.Errorf("%s.Next() = %v, %v", m, next, ok)
 		}
 	}
+	if all[0].Previous() != all[0] || all[1].Previous() != all[0] || (Minor{3, 0}).Previous() != (Minor{2, 3}) {
+		t.Error("Previous is wrong")
+	}
 	if (Minor{2, 1}).Known() || (Minor{4, 0}).Known() {
 		t.Error("a minor without a release line is known")
 	}

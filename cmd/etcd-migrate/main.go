@@ -24,6 +24,7 @@ const version = "0.1.0"
 type cli struct {
 	Run      runCmd      `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
 	Migrate  migrateCmd  `cmd:"" help:"Migrate a data dir, and start nothing afterwards."`
+	Rollback rollbackCmd `cmd:"" help:"Bring a data dir back to an older version, keeping what was written since."`
 	Inspect  inspectCmd  `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing."`
 	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Changes nothing."`
 	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
@@ -34,7 +35,7 @@ type cli struct {
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
-const description = `Brings an etcd data dir to any later etcd version, one minor at a time, and never loses a key.
+const description = `Brings an etcd data dir to any etcd version, up or down, one minor at a time, and never loses a key.
 
 Exit codes:
   0       done, or nothing to do

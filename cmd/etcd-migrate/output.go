@@ -99,7 +99,7 @@ func (o *output) show(e migrate.Event) {
 			fmt.Fprintf(o.w, "note: %s; %s\n", p.Text, p.Hint)
 		}
 	case migrate.EventPlanned:
-		fmt.Fprintf(o.w, "%d steps to %s\n", len(e.Plan.Steps), e.Plan.Target)
+		fmt.Fprintf(o.w, "%s to %s\n", plural(len(e.Plan.Steps), "step"), e.Plan.Target)
 	case migrate.EventBackup:
 		word := "backup"
 		if e.Reused {
@@ -163,7 +163,13 @@ func (o *output) fail(err error) {
 	}
 	untouched := e.Kind == migrate.Refused || e.Kind == migrate.InUse
 	if !o.people {
-		o.log.Error(err.Error(), "op", e.Op, "data", e.Data, "backup", e.Backup, "hint", e.Hint, "changed", !untouched)
+		attrs := []any{"changed", !untouched}
+		for _, a := range [][2]string{{"op", e.Op}, {"data", e.Data}, {"backup", e.Backup}, {"hint", e.Hint}} {
+			if a[1] != "" {
+				attrs = append(attrs, a[0], a[1])
+			}
+		}
+		o.log.Error(e.Err.Error(), attrs...)
 		return
 	}
 	fmt.Fprintln(o.w)
@@ -181,4 +187,11 @@ func (o *output) fail(err error) {
 			fmt.Fprintf(o.w, "  %-11s %s\n", line.name+":", line.text)
 		}
 	}
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

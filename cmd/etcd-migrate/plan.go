@@ -51,7 +51,10 @@ func printPlan(st migrate.State, p migrate.Plan) error {
 		fmt.Printf("Nothing to do to reach %s.\n", p.Target)
 		return nil
 	}
-	fmt.Printf("\n%d steps to reach %s:\n\n", len(p.Steps), p.Target)
+	if p.Back() {
+		fmt.Printf("\nThis is a rollback: it needs --allow-rollback, or `etcd-migrate rollback`.\n")
+	}
+	fmt.Printf("\n%s to reach %s:\n\n", plural(len(p.Steps), "step"), p.Target)
 	w := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  \tSTEP\tVERSION.TXT AFTER IT\tDONE BY\tWHY")
 	for i, s := range p.Steps {

@@ -20,10 +20,11 @@ type dataFlags struct {
 
 // migrationFlags say what is to be done; all commands that plan take them.
 type migrationFlags struct {
-	BinDir    string `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with etcd-<version> of every minor on the way (${default})."`
-	Storage   string `group:"migration" name:"target-storage" env:"TARGET_STORAGE" placeholder:"etcd2|etcd3" help:"Which store is to hold the keys. Default: etcd3 from 3.0 on."`
-	BackupDir string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
-	Accept    string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried from etcd2 to etcd3: v3-keys, over-quota. Without it, such data is refused."`
+	BinDir        string `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with etcd-<version> of every minor on the way (${default})."`
+	Storage       string `group:"migration" name:"target-storage" env:"TARGET_STORAGE" placeholder:"etcd2|etcd3" help:"Which store is to hold the keys. Default: etcd3 from 3.0 on."`
+	BackupDir     string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
+	AllowRollback bool   `group:"migration" env:"ALLOW_ROLLBACK" help:"Allow a target below the data. Without it, that is refused."`
+	Accept        string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried over: v3-keys, over-quota (etcd2 to etcd3); unfit-keys, not-utf8, not-json, v2-keys, v3-auth (back). Without it, such data is refused."`
 
 	Leftovers string `group:"migration" name:"v2-leftovers" enum:",refuse,discard" default:"" placeholder:"refuse|discard" env:"V2_LEFTOVERS" help:"What becomes of keys and users in the v2 store that the v3 store does not have: etcd 3.6 and later do not start on them. Default: refuse."`
 
@@ -75,19 +76,20 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 		return migrate.Request{}, usagef("--v2-leftovers: %w", err)
 	}
 	return migrate.Request{
-		V2Leftovers:  leftovers,
-		DataDir:      e.DataDir,
-		WALDir:       e.WALDir,
-		Name:         e.Name,
-		Target:       version,
-		Binaries:     have,
-		BackupDir:    m.BackupDir,
-		AcceptLoss:   losses,
-		QuotaBytes:   e.Quota,
-		TTLDirectory: m.TTLDirectory,
-		TTL:          m.TTL,
-		StepTimeout:  m.StepTimeout,
-		Tool:         fmt.Sprintf("etcd-migrate %s", version),
+		V2Leftovers:   leftovers,
+		DataDir:       e.DataDir,
+		WALDir:        e.WALDir,
+		Name:          e.Name,
+		Target:        version,
+		Binaries:      have,
+		BackupDir:     m.BackupDir,
+		AllowRollback: m.AllowRollback,
+		AcceptLoss:    losses,
+		QuotaBytes:    e.Quota,
+		TTLDirectory:  m.TTLDirectory,
+		TTL:           m.TTL,
+		StepTimeout:   m.StepTimeout,
+		Tool:          fmt.Sprintf("etcd-migrate %s", version),
 	}, nil
 }
 

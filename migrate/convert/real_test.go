@@ -293,3 +293,28 @@ func TestLaterMinors(t *testing.T) {
 		})
 	}
 }
+
+// TestWithoutDB converts what no etcd 3.x has ever touched, with keys and without.
+func TestWithoutDB(t *testing.T) {
+	for _, from := range []string{"2.2.5", "2.3.8"} {
+		for _, keys := range []int64{0, 30} {
+			dir := filepath.Join(t.TempDir(), "m")
+			e := start(t, from, dir, "--snapshot-count", "10")
+			for i := range keys {
+				e.v2("PUT", fmt.Sprint("/", i), "value=v")
+			}
+			e.stop()
+			p := load(t, dir)
+			_, err := ToV3(t.Context(), p)
+			must(t, err)
+			e = start(t, "3.0.17", dir)
+			put, err := e.v3.Put(t.Context(), "new", "v")
+			must(t, err)
+			if n := countKeys(t, e, ""); n != keys+1 || put.Header.Revision != int64(p.Tree.Index())+1 {
+				t.Errorf("%s with %d keys at index %d: %d keys, put at revision %d",
+					from, keys, p.Tree.Index(), n, put.Header.Revision)
+			}
+			e.stop()
+		}
+	}
+}

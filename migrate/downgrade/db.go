@@ -5,14 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"strconv"
-	"time"
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 	"go.etcd.io/etcd/server/v3/lease/leasepb"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 )
 
@@ -24,43 +23,20 @@ const (
 )
 
 // lowerDB writes the fields of the db that depend on the minor, in one transaction: after a crash all of them are as they
-// were, or all as they should be. No key is touched, so it takes no longer with more of them.
-//
-// The transaction also writes the free list into the file, which etcd does not since 3.3, and without which no etcd up
-// to 3.1 can open it.
-func (d *data) lowerDB(report *Report) (err error) {
-	// bbolt panics on a damaged file, or reads beyond it.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if damage := recover(); damage != nil {
-			err = fmt.Errorf("write db %s: it is damaged: %v", d.dbPath(), damage)
+// were, or all as they should be. No key is touched.
+func (d *data) lowerDB(report *Report) error {
+	return convert.UpdateDB(d.dbPath(), func(tx convert.Tx) error {
+		for _, lower := range []func(convert.Tx, *Report) error{d.lowerVersion, d.lowerMembers, d.lowerLeases} {
+			if err := lower(tx, report); err != nil {
+				return err
+			}
 		}
-	}()
-	db, err := bolt.Open(d.dbPath(), 0o600, &bolt.Options{Timeout: time.Second})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		err = keyspace.ErrInUse
-	}
-	if err != nil {
-		return fmt.Errorf("open db %s: %w", d.dbPath(), err)
-	}
-	err = db.Update(func(tx *bolt.Tx) error { return d.lower(tx, report) })
-	if err = errors.Join(err, db.Close()); err != nil {
-		return fmt.Errorf("write db %s: %w", d.dbPath(), err)
-	}
-	return nil
-}
-
-func (d *data) lower(tx *bolt.Tx, report *Report) error {
-	for _, step := range []func(*bolt.Tx, *Report) error{d.lowerVersion, d.lowerMembers, d.lowerLeases} {
-		if err := step(tx, report); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // lowerVersion makes the db one of the lower minor that contains all of the log.
-func (d *data) lowerVersion(tx *bolt.Tx, _ *Report) error {
+func (d *data) lowerVersion(tx convert.Tx, _ *Report) error {
 	version := []byte(d.To.String() + ".0")
 	meta, err := tx.CreateBucketIfNotExists([]byte(keyspace.BucketMeta))
 	if err != nil {
@@ -74,7 +50,7 @@ func (d *data) lowerVersion(tx *bolt.Tx, _ *Report) error {
 		cluster.Put([]byte(keyspace.ClusterVersionKey), version),
 		cluster.Delete([]byte(clusterDowngrade)),
 		// Not below the new raft snapshot's, or 3.1 and newer look for another db.
-		meta.Put([]byte(keyspace.MetaConsistentIndex), uint64Bytes(d.summary.HardState.Commit)),
+		meta.Put([]byte(keyspace.MetaConsistentIndex), uint64Bytes(d.Summary.HardState.Commit)),
 	}
 	if d.To.AtLeast(3, 6) {
 		errs = append(errs, meta.Put([]byte(metaStorageVersion), version))
@@ -82,7 +58,7 @@ func (d *data) lowerVersion(tx *bolt.Tx, _ *Report) error {
 		errs = append(errs, meta.Delete([]byte(metaStorageVersion)))
 	}
 	if d.To.AtLeast(3, 5) {
-		errs = append(errs, meta.Put([]byte(keyspace.MetaTerm), uint64Bytes(d.summary.LastTerm)))
+		errs = append(errs, meta.Put([]byte(keyspace.MetaTerm), uint64Bytes(d.Summary.LastTerm)))
 	} else {
 		errs = append(errs, meta.Delete([]byte(keyspace.MetaTerm)), meta.Delete([]byte(metaConfState)))
 	}
@@ -91,13 +67,13 @@ func (d *data) lowerVersion(tx *bolt.Tx, _ *Report) error {
 
 // lowerMembers makes the db name the members that the log does. It is the same unless an old etcdctl has restored a
 // snapshot, or an old etcd was killed at the wrong moment.
-func (d *data) lowerMembers(tx *bolt.Tx, report *Report) error {
+func (d *data) lowerMembers(tx convert.Tx, report *Report) error {
 	for _, m := range d.info.Members {
 		if m.ID != d.member.ID {
 			report.Zombies++
 		}
 	}
-	removed, err := d.tree.RemovedMembers()
+	removed, err := d.Tree.RemovedMembers()
 	if err != nil {
 		return err
 	}
@@ -122,7 +98,7 @@ func (d *data) lowerMembers(tx *bolt.Tx, report *Report) error {
 // lowerLeases removes the checkpoints of leases: how much of their TTL remained at some time. Up to 3.3 etcd does not
 // know them. It would leave them as they are while clients keep the leases alive, and the next 3.4 would end those leases
 // long before their time.
-func (d *data) lowerLeases(tx *bolt.Tx, report *Report) error {
+func (d *data) lowerLeases(tx convert.Tx, report *Report) error {
 	leases := tx.Bucket([]byte(keyspace.BucketLease))
 	if d.To.AtLeast(3, 4) || leases == nil {
 		return nil
@@ -147,7 +123,7 @@ func (d *data) lowerLeases(tx *bolt.Tx, report *Report) error {
 	return err
 }
 
-func emptyBucket(tx *bolt.Tx, name string) (*bolt.Bucket, error) {
+func emptyBucket(tx convert.Tx, name string) (*bolt.Bucket, error) {
 	if err := tx.DeleteBucket([]byte(name)); err != nil && !errors.Is(err, bolterrors.ErrBucketNotFound) {
 		return nil, err
 	}

@@ -1,7 +1,7 @@
 // Package downgrade brings the data of a stopped sole member down by one minor: keys, revisions, leases, users, the member
 // and its cluster stay what they are, and the older etcd starts on them as on its own.
 //
-// Offline does it without any etcd, for every minor from 3.7 down to 2.2. Online lets an etcd 3.7 or 3.6 do it itself.
+// It does so without any etcd, for every minor from 3.7 down to 2.2.
 //
 // # What stands in the way of an older etcd
 //
@@ -43,7 +43,13 @@ import (
 
 // Params says what is brought down, and to where.
 type Params struct {
-	SnapDir, WALDir string // member/snap, and where the *.wal files are
+	// Log and Summary are the stopped member's log, read to its end, and Tree is the v2 store after its last committed
+	// entry. Offline changes the tree's cluster version.
+	Log     *raftlog.Log
+	Summary raftlog.Summary
+	Tree    *keyspace.Tree
+	// SnapDir is the directory member/snap, with the db.
+	SnapDir string
 	// To is the minor below that of the data.
 	To versionfile.Minor
 	// AcceptLoss names what may be lost.
@@ -63,12 +69,12 @@ type Report struct {
 	Lost []convert.Problem `json:"lost,omitempty"`
 }
 
-// ErrUnsettled says that the data does not hold all that was written to it, because etcd was killed: it has to be started
-// and stopped once more, at its own minor. Of a log whose end is torn it is raftlog.ErrUnsettled.
-var ErrUnsettled = raftlog.ErrUnsettled
+// ErrUnsettled says that the data may not hold all that was written to it, because etcd was killed: it has to be started
+// and stopped once more, at its own minor.
+var ErrUnsettled = convert.ErrUnsettled
 
 // Offline brings the data down by one minor. The error is a *convert.RefusedError if something would be lost that
-// AcceptLoss does not name, is or wraps ErrUnsettled if etcd was not stopped cleanly, and wraps keyspace.ErrInUse if it
+// AcceptLoss does not name, wraps ErrUnsettled if etcd was not stopped cleanly, and wraps keyspace.ErrInUse if it
 // still runs. After these nothing was changed. After any other error the data is that of the newer minor or that of the
 // older one, and Offline can be called again.
 func Offline(ctx context.Context, p Params) (Report, error) {
@@ -81,6 +87,9 @@ func Offline(ctx context.Context, p Params) (Report, error) {
 
 func offline(ctx context.Context, p Params) (Report, error) {
 	d, err := read(p)
+	if err == nil {
+		err = d.checkVersion()
+	}
 	if err != nil {
 		return Report{}, err
 	}
@@ -98,16 +107,16 @@ func offline(ctx context.Context, p Params) (Report, error) {
 	}
 	// The log is prepared first because that can fail, and replaced last.
 	before := d.fingerprint()
-	d.tree.SetClusterVersion(p.To)
+	d.Tree.SetClusterVersion(p.To)
 	framing := raftlog.Padded
 	if p.To.Major == 2 {
 		framing = raftlog.Unpadded
 	}
-	fresh, err := raftlog.PrepareReplacement(d.log, d.summary, p.SnapDir, framing, d.tree.Save)
+	fresh, err := raftlog.PrepareReplacement(d.Log, d.Summary, p.SnapDir, framing, d.Tree.Save)
 	if err != nil {
 		return Report{}, err
 	}
-	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.summary.HardState.Commit, Lost: problems}
+	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.Summary.HardState.Commit, Lost: problems}
 	err = d.proveStore(fresh.Store(), before)
 	if err == nil && p.To.Major >= 3 {
 		err = d.lowerDB(&report)
@@ -124,7 +133,8 @@ func offline(ctx context.Context, p Params) (Report, error) {
 	return report, err
 }
 
-// Check gives what would be lost, whether accepted or not, without changing anything. Its errors are those of Offline.
+// Check gives what would be lost, whether accepted or not, without changing anything. The data may be of any minor above,
+// so that a way of several steps can be checked before the first one, and need not be settled.
 func Check(p Params) ([]convert.Problem, error) {
 	d, err := read(p)
 	if err == nil {
@@ -137,7 +147,7 @@ func Check(p Params) ([]convert.Problem, error) {
 }
 
 // fingerprint is that of the v2 store's records, the expired ones included.
-func (d *data) fingerprint() keyspace.Fingerprint { return fingerprint(d.tree) }
+func (d *data) fingerprint() keyspace.Fingerprint { return fingerprint(d.Tree) }
 
 // proveStore checks that the new snapshot's v2 store holds what the old log does.
 func (d *data) proveStore(store []byte, before keyspace.Fingerprint) error {
@@ -153,8 +163,8 @@ func (d *data) proveStore(store []byte, before keyspace.Fingerprint) error {
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
-	if len(members) != 1 || members[0].ID != d.log.NodeID() || tree.Index() != d.tree.Index() ||
-		tree.ClusterVersion() != d.tree.ClusterVersion() {
+	if len(members) != 1 || members[0].ID != d.Log.NodeID() || tree.Index() != d.Tree.Index() ||
+		tree.ClusterVersion() != d.Tree.ClusterVersion() {
 		return errors.New("read back: the new raft snapshot is not as it was written")
 	}
 	return nil

@@ -9,8 +9,10 @@ import (
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -81,10 +83,47 @@ func private(t testing.TB, version, dir string, change ...func(*member.Config)) 
 	return e
 }
 
-func params(t testing.TB, dir, to string) Params {
-	return Params{
-		SnapDir: filepath.Join(dir, "member", "snap"), WALDir: filepath.Join(dir, "member", "wal"), To: minor(t, to),
+// load reads a stopped member's log and v2 store, as the migrator does.
+func load(t testing.TB, dir string) (*raftlog.Log, raftlog.Summary, *keyspace.Tree) {
+	t.Helper()
+	return loadFrom(t, filepath.Join(dir, "member", "snap"), filepath.Join(dir, "member", "wal"))
+}
+
+func loadFrom(t testing.TB, snapDir, walDir string) (*raftlog.Log, raftlog.Summary, *keyspace.Tree) {
+	t.Helper()
+	log, err := raftlog.Open(snapDir, walDir)
+	must(t, err)
+	tree, sum, err := replay(log)
+	must(t, err)
+	return log, sum, tree
+}
+
+func replay(log *raftlog.Log) (*keyspace.Tree, raftlog.Summary, error) {
+	tree := keyspace.NewTree()
+	if s := log.Snapshot(); s.Index > 0 {
+		var err error
+		if tree, err = keyspace.LoadTree(s.Data); err != nil {
+			return nil, raftlog.Summary{}, err
+		}
 	}
+	sum, err := log.Each(func(e raftlog.Entry) error {
+		switch e.Kind {
+		case raftlog.V2:
+			return tree.ApplyV2(e.V2)
+		case raftlog.V3:
+			return tree.ApplyV3(e.V3)
+		case raftlog.ConfChange:
+			return tree.ApplyConfChange(e.ConfChange)
+		}
+		return nil
+	})
+	return tree, sum, err
+}
+
+func params(t testing.TB, dir, to string) Params {
+	t.Helper()
+	log, sum, tree := load(t, dir)
+	return Params{Log: log, Summary: sum, Tree: tree, SnapDir: filepath.Join(dir, "member", "snap"), To: minor(t, to)}
 }
 
 func down(t testing.TB, dir, to string) Report {
@@ -123,14 +162,21 @@ func TestEveryPair(t *testing.T) {
 			before := readV3(t, s)
 			must(t, s.Stop())
 
-			started := time.Now()
 			r := down(t, dir, to)
-			t.Logf("%+v in %s", r, time.Since(started))
+			if r.ClusterVersion != from+".0" || r.RaftIndex == 0 {
+				t.Errorf("%+v", r)
+			}
+			checkFields(t, dir, to)
 
 			s = serve(t, to, dir)
-			same(t, "below", before, readV3(t, s))
-			must(t, writeMore(s, "below"))
 			below := readV3(t, s)
+			if to == "3.0" {
+				knowTTLs(below, before)
+			}
+			same(t, "below", before, below)
+			must(t, writeMore(s, "below"))
+			below = readV3(t, s)
+			knowTTLs(below, before)
 			must(t, s.Stop())
 
 			upgrade(t, from, dir)
@@ -144,6 +190,39 @@ func TestEveryPair(t *testing.T) {
 			}
 			must(t, s.Stop())
 		})
+	}
+}
+
+// checkFields sees that the db has the fields of its minor, and no others.
+func checkFields(t testing.TB, dir, minor string) {
+	t.Helper()
+	db, err := keyspace.OpenDB(filepath.Join(dir, "member", "snap", "db"))
+	must(t, err)
+	defer db.Close()
+	fields := map[string]string{}
+	for _, bucket := range []string{"meta", "cluster"} {
+		must(t, db.EachIn(bucket, func(k, v []byte) error { fields[string(k)] = string(v); return nil }))
+	}
+	if fields["clusterVersion"] != minor+".0" {
+		t.Errorf("clusterVersion is %q", fields["clusterVersion"])
+	}
+	for field, since := range map[string]string{"term": "3.5", "storageVersion": "3.6", "downgrade": "3.8", "consistent_index": "3.0"} {
+		if _, got := fields[field]; got != (minor >= since) {
+			t.Errorf("at %s: there is a field %s: %v", minor, field, got)
+		}
+	}
+	if _, got := fields["confState"]; got && minor < "3.5" {
+		t.Errorf("at %s: there is a confState", minor)
+	}
+}
+
+// knowTTLs puts what another reading says of TTLs into one of an etcd 3.0, which cannot tell.
+func knowTTLs(unknowing, knowing pathtest.Content) {
+	for name, k := range knowing.Keys {
+		if u := unknowing.Keys[name]; u.Lease == k.Lease && k.Lease != 0 {
+			u.TTL, u.Expiry = k.TTL, k.Expiry
+			unknowing.Keys[name] = u
+		}
 	}
 }
 

@@ -52,7 +52,11 @@ func Compare(before, after Content) []string {
 			say("key %.80q has another value, of %d bytes instead of %d", k, len(a.Value), len(b.Value))
 		case a.Created != b.Created || a.Modified != b.Modified:
 			say("key %.80q was created at %d and modified at %d, and now at %d and %d", k, b.Created, b.Modified, a.Created, a.Modified)
-		case b.Lease != 0 && (a.Lease != b.Lease || b.TTL != 0 && a.TTL != b.TTL):
+		case b.Lease != 0 && a.Lease == 0 && !a.Expiry.IsZero(): // gone back to the v2 store
+			if ends := before.Read.Add(time.Duration(b.TTL) * time.Second); b.TTL != 0 && !sameExpiry(ends, a.Expiry, between) {
+				say("key %.80q expires at %s, and had a lease of %d s", k, a.Expiry.Format(time.RFC3339), b.TTL)
+			}
+		case b.Lease != 0 && (a.Lease != b.Lease || b.TTL != 0 && a.TTL != 0 && a.TTL != b.TTL):
 			say("key %.80q has lease %x of %d s instead of %x of %d s", k, a.Lease, a.TTL, b.Lease, b.TTL)
 		case b.Lease == 0 && a.Lease != 0 && a.TTL == 0 && !b.Expiry.IsZero(): // 3.0 cannot tell
 		case b.Lease == 0 && !sameExpiry(b.Expiry, a.Expiry, between):

@@ -26,10 +26,9 @@ import (
 	"syscall"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -140,7 +139,7 @@ func (s *Server) answers(ctx context.Context) error {
 		return err
 	}
 	_, err = c.Get(ctx, "/pathtest/ready")
-	if code := status.Code(err); code == codes.InvalidArgument || code == codes.PermissionDenied {
+	if errors.Is(err, rpctypes.ErrUserEmpty) || errors.Is(err, rpctypes.ErrPermissionDenied) {
 		return nil // authentication is enabled, which is for the caller to know
 	}
 	return err

@@ -120,6 +120,35 @@ func (s *Server) FillV3(ctx context.Context, n int) error {
 	return w.err
 }
 
+// FillJSON stores n plain keys in the v3 store and, after them, what a rollback to the v2 store has to get right: leases,
+// a large value, changed, deleted and recreated keys. All values are JSON and all keys are paths, as in a Kubernetes
+// cluster that can still go back.
+func (s *Server) FillJSON(ctx context.Context, n int) error {
+	c, err := s.V3()
+	if err != nil {
+		return err
+	}
+	w := v3Writer{c: c, ctx: ctx}
+	for i := range n {
+		w.put(fmt.Sprintf("/registry/pods/default/pod-%05d", i), fmt.Sprintf(`{"kind":"Pod","n":%d}`, i))
+	}
+	for i := range 5 {
+		w.leased(3600+int64(i), fmt.Sprintf("/registry/events/default/event-%d", i), fmt.Sprintf("/registry/events/default/other-%d", i))
+	}
+	w.put("/registry/large", `"`+strings.Repeat("0123456789", 90<<10)+`"`)
+	for i := range 3 {
+		w.put("/registry/changed", strconv.Itoa(i))
+	}
+	w.put("/registry/deleted/a", "1")
+	w.put("/registry/deleted/b", "1")
+	w.delete("/registry/deleted/a")
+	w.delete("/registry/deleted/b")
+	w.put("/registry/recreated", "1")
+	w.delete("/registry/recreated")
+	w.put("/registry/recreated", "2")
+	return w.err
+}
+
 type v3Writer struct {
 	c   *clientv3.Client
 	ctx context.Context
@@ -148,6 +177,6 @@ func (w *v3Writer) leased(ttl int64, keys ...string) {
 		return
 	}
 	for _, k := range keys {
-		w.put(k, "leased", clientv3.WithLease(lease.ID))
+		w.put(k, `"leased"`, clientv3.WithLease(lease.ID))
 	}
 }

@@ -1,0 +1,118 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// gate looks at the data right before an etcd starts that is known to stop at what older ones leave behind. The steps
+// before it see to that, so this is the proof that they have.
+func (m *Migrator) gate(s Step) error {
+	if s.Kind != StepUpgrade || !s.To.Minor().AtLeast(3, 6) {
+		return nil
+	}
+	data, err := readMember(m.layout)
+	if err != nil {
+		return err
+	}
+	defer data.close()
+	next := s.To.Minor()
+	if n := data.entries.foreign; n > 0 {
+		return fmt.Errorf("%d entries of the raft log are in the format of the v2 API, which etcd %s panics on", n, next)
+	}
+	if n := len(data.entries.v2); n > 0 && v3_6.Less(next) {
+		return fmt.Errorf("entries of the raft log are in the format of etcd 3.5 or older (%v), which etcd %s panics on", data.entries.v2, next)
+	}
+	if auth := data.tree.Auth(); len(data.tree.TopLevel())+len(auth.Users)+len(auth.Roles) > 0 {
+		return fmt.Errorf("the v2 store still holds keys, users or roles, which etcd %s refuses", next)
+	}
+	var st State
+	if err := data.describeMembers(&st); err != nil {
+		return err
+	}
+	if d := st.membersDiffer(); d != "" {
+		return fmt.Errorf("the db's members are not those of the cluster, and etcd %s would go by them: %s", next, d)
+	}
+	return nil
+}
+
+// proveV2Empty sees that nothing of the v2 store is left on the disk.
+func (m *Migrator) proveV2Empty() error {
+	data, err := m.readLog()
+	if err != nil {
+		return err
+	}
+	if names := data.tree.TopLevel(); len(names) > 0 {
+		return fmt.Errorf("the v2 store still holds %s", list(names[:min(len(names), 10)]))
+	}
+	auth := data.tree.Auth()
+	if m.V2Leftovers == LeftoversDiscard && len(auth.Users)+len(auth.Roles) > 0 {
+		return fmt.Errorf("the v2 store still holds the users %s and the roles %s", list(auth.Users), list(auth.Roles))
+	}
+	return nil
+}
+
+// sideData is what the db holds beside the keys and must still hold after a step: whoever reads it decides on it.
+type sideData struct {
+	info   keyspace.V3Info
+	leases map[int64]int64 // TTLs by ID
+}
+
+// sideData gives nil without a db.
+func (m *Migrator) sideData() (*sideData, error) {
+	db, err := keyspace.OpenDB(m.layout.DB())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer db.Close()
+	info, err := db.Info()
+	if err != nil {
+		return nil, err
+	}
+	leases, err := db.Leases()
+	return &sideData{info, leases}, err
+}
+
+// proveSideData compares it before and after a step. Leases end, and the keys that end with them raise the revision.
+func (m *Migrator) proveSideData(s Step, before *sideData, result *StepReport) error {
+	if before == nil || s.Kind == StepRecord || s.Kind == StepConvert || s.Kind == StepConvertBack || s.From.Storage == versionfile.Etcd2 || result.Replayed > 0 {
+		return nil // the conversion proves its own
+	}
+	after, err := m.sideData()
+	if err != nil {
+		return err
+	}
+	if after == nil {
+		return errors.New("the db is gone")
+	}
+	for id, ttl := range before.leases {
+		if now, ok := after.leases[id]; !ok {
+			result.LeasesEnded++
+		} else if now != ttl {
+			return fmt.Errorf("lease %x has a TTL of %d s, and had one of %d s before the step", id, now, ttl)
+		}
+	}
+	if len(after.leases) != len(before.leases)-result.LeasesEnded {
+		return errors.New("there are leases that were not there before the step")
+	}
+	b, a := before.info, after.info
+	switch {
+	case a.Revision != b.Revision && (result.TTLsEnded == 0 || a.Revision < b.Revision):
+		return fmt.Errorf("the v3 store is at revision %d, and was at %d before the step", a.Revision, b.Revision)
+	case max(a.Compacted, a.ScheduledCompaction) != max(b.Compacted, b.ScheduledCompaction):
+		return fmt.Errorf("the v3 store is compacted at %d, and was at %d before the step", a.Compacted, b.Compacted)
+	case !slices.Equal(a.Alarms, b.Alarms):
+		return fmt.Errorf("the alarms are %v, and were %v before the step", a.Alarms, b.Alarms)
+	case a.AuthEnabled != b.AuthEnabled, !slices.Equal(a.Users, b.Users), !slices.Equal(a.Roles, b.Roles):
+		return errors.New("users, roles or whether authentication is enabled are not what they were before the step")
+	}
+	return nil
+}

@@ -1,0 +1,127 @@
+package migrate
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// Leftovers says what becomes of keys, users and roles in the v2 store that the v3 store does not have, in data whose
+// keys are in the v3 store. Etcd 3.6 and later refuse data with any of them.
+type Leftovers string
+
+// The choices. The empty string means LeftoversRefuse.
+const (
+	LeftoversRefuse  Leftovers = "refuse"
+	LeftoversDiscard Leftovers = "discard"
+)
+
+// ParseLeftovers reads one of the choices, and takes an empty string for LeftoversRefuse.
+func ParseLeftovers(s string) (Leftovers, error) {
+	switch l := Leftovers(s); l {
+	case "":
+		return LeftoversRefuse, nil
+	case LeftoversRefuse, LeftoversDiscard:
+		return l, nil
+	}
+	return "", fmt.Errorf("%q is not one of %s, %s", s, LeftoversRefuse, LeftoversDiscard)
+}
+
+// Discards is what is deleted from the v2 store though it is nowhere else.
+type Discards struct {
+	Keys int `json:"keys"`
+	// Examples are the first of the keys, at most ten.
+	Examples []string `json:"examples,omitempty"`
+	Users    []string `json:"users,omitempty"`
+	Roles    []string `json:"roles,omitempty"`
+}
+
+func (d Discards) String() string {
+	var parts []string
+	if d.Keys > 0 {
+		parts = append(parts, fmt.Sprintf("%d keys (%s)", d.Keys, examples(d.Examples, d.Keys)))
+	}
+	if n := len(d.Users) + len(d.Roles); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d users (%s) and %d roles (%s) of v2 authentication",
+			len(d.Users), list(d.Users), len(d.Roles), list(d.Roles)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func examples(names []string, of int) string {
+	s := list(names)
+	if len(names) < of {
+		s += ", …"
+	}
+	return s
+}
+
+func list(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+// leftovers is what the v2 store has and the v3 store has not.
+func (st State) leftovers() Discards {
+	d := Discards{Users: st.V2.Users, Roles: st.V2.Roles}
+	if st.Version.Storage == versionfile.Etcd3 {
+		d.Keys, d.Examples = st.V2.Unconverted, st.V2.Examples
+	}
+	return d
+}
+
+// checkLeftovers refuses to go beyond 3.5 with things in the v2 store that are nowhere else: etcd 3.6 does not start on
+// them, and what has not been carried over must not be thrown away silently.
+func checkLeftovers(st State, target versionfile.Version, choice Leftovers) error {
+	left := st.leftovers()
+	auth := st.V2.Auth > 0 || st.V2.AuthEnabled
+	if choice == LeftoversDiscard {
+		if st.V2.AuthEnabled && (target.Storage == versionfile.Etcd3 || st.Version.Storage == versionfile.Etcd3) {
+			return refuse(fmt.Errorf("authentication of the v2 API is enabled, so its users and roles cannot be discarded: %s", left),
+				fmt.Sprintf("start etcd %s on the data%s, give `ETCDCTL_API=2 etcdctl --username root auth disable`, stop it, and migrate again",
+					st.Version.Minor(), withV2(st.Version.Minor())))
+		}
+		return nil
+	}
+	if target.Minor().Compare(v2Until) <= 0 {
+		return nil
+	}
+	const found = "the v2 store still holds %s, and etcd 3.6 and later refuse such a data dir"
+	if left.Keys > 0 {
+		return refuse(fmt.Errorf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store (%s); etcd 3.6 and later refuse such a data dir",
+			st.V2.Keys, left.Keys, examples(left.Examples, left.Keys)),
+			fmt.Sprintf("if nobody needs them, discard them with --v2-leftovers=discard (the backup keeps them); to look at them, start etcd %s on the data%s "+
+				"and give `ETCDCTL_API=2 etcdctl ls -r`; or choose a target up to 3.5, where they do no harm", st.Version.Minor(), withV2(st.Version.Minor())))
+	}
+	if auth {
+		return refuse(fmt.Errorf(found, left),
+			"v2 users and roles have no exact counterpart in v3: note them down, discard them with --v2-leftovers=discard, and create them anew "+
+				"with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`")
+	}
+	return nil
+}
+
+// withV2 is the flag that an etcd needs in order to serve the v2 API.
+func withV2(m versionfile.Minor) string {
+	if m.AtLeast(3, 4) && !v2Until.Less(m) {
+		return " with --enable-v2"
+	}
+	return ""
+}
+
+// emptyV2 adds the step that empties the v2 store.
+func (b *planner) emptyV2(st State, bin binaries.Binary) {
+	const refuses = "etcd 3.6 refuses what is left there"
+	left := st.leftovers()
+	if b.discard && (left.Keys > 0 || st.V2.Auth > 0) {
+		b.run(StepEmptyV2, bin, "as asked, this is deleted from the v2 store though it is nowhere else: "+left.String()+"; "+refuses)
+		b.plan.Steps[len(b.plan.Steps)-1].Discards = &left
+	} else {
+		b.run(StepEmptyV2, bin, "the v3 store holds all that is in the v2 store; "+refuses)
+	}
+	b.leftovers = false
+}

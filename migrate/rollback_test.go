@@ -1,0 +1,108 @@
+package migrate_test
+
+import (
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// TestRollback goes from every minor to every earlier one: the older etcd starts, serves every record with its revisions,
+// and takes writes; and a new upgrade to the newest works.
+func TestRollback(t *testing.T) {
+	set := etcds(t)
+	minors := versionfile.Minors()
+	newestMinor := minors[len(minors)-1]
+	for i, from := range slices.Backward(minors) {
+		if i == 0 {
+			break
+		}
+		t.Run(from.String(), func(t *testing.T) {
+			t.Parallel()
+			m := writeJSON(t, set, from)
+			for _, to := range slices.Backward(minors[:i]) {
+				t.Run(to.String(), func(t *testing.T) {
+					m := m.clone(t)
+					r := m.request(t, to.String())
+					r.AllowRollback = true
+					report, err := migrate.New(r).Run(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					if v, err := versionfile.Read(m.dir); err != nil || v != r.Target {
+						t.Errorf("version.txt is %s, %v", v, err)
+					}
+					for _, s := range report.Steps {
+						if s.Kind != migrate.StepDowngrade && s.Kind != migrate.StepConvertBack {
+							t.Errorf("there is a step %s", s.Kind)
+						}
+					}
+					s := start(t, newest(t, set, to.String()), m.dir)
+					for _, d := range pathtest.Compare(m.content, readAll(t, s, from, to)) {
+						t.Errorf("%s to %s: %s", from, to, d)
+					}
+					if err := s.WriteOnce(t.Context()); err != nil {
+						t.Errorf("etcd %s takes no writes: %v", to, err)
+					}
+					m.content = readAll(t, s, from, to)
+					stop(t, s)
+					m.migrate(t, newestMinor.String())
+					m.serves(t, newestMinor.String())
+				})
+			}
+		})
+	}
+}
+
+// readAll reads what writeJSON has written at from, of an etcd of to.
+func readAll(t *testing.T, s *pathtest.Server, from, to versionfile.Minor) pathtest.Content {
+	t.Helper()
+	if to.Storage() == versionfile.Etcd3 || from.Storage() == versionfile.Etcd2 {
+		return read(t, s, to.Storage())
+	}
+	content, err := s.ReadV2(t.Context()) // nothing is hidden
+	must(t, err)
+	return content
+}
+
+// writeJSON lets an etcd of that minor write data that can go back to any other.
+func writeJSON(t *testing.T, set binaries.Set, minor versionfile.Minor) member {
+	t.Helper()
+	if minor.Storage() == versionfile.Etcd2 {
+		return write(t, set, minor.String(), versionfile.Etcd2)
+	}
+	bin := newest(t, set, minor.String())
+	m := member{set: set, dir: filepath.Join(t.TempDir(), "etcd"), version: versionfile.Version{Release: bin.Release, Storage: versionfile.Etcd3}}
+	s := start(t, bin, m.dir)
+	must(t, s.FillJSON(t.Context(), 50))
+	m.content = read(t, s, versionfile.Etcd3)
+	stop(t, s)
+	return m
+}
+
+// TestRollbackRefusesWhatV2CannotHold: counted, named, and nothing changed.
+func TestRollbackRefusesWhatV2CannotHold(t *testing.T) {
+	set := etcds(t)
+	m := write(t, set, "3.4", versionfile.Etcd3) // with binary values, as Kubernetes writes them today
+	r := m.request(t, "2.3")
+	r.AllowRollback = true
+	before := tree(t, m.dir)
+	_, err := migrate.New(r).Run(t.Context())
+	if migrate.KindOf(err) != migrate.Refused {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"keys, for example", "--accept-loss=unfit-keys", "--accept-loss=not-json", "nothing has been changed"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
+	}
+	unchanged(t, m.dir, before)
+	if _, err := versionfile.Read(m.dir); err == nil {
+		t.Errorf("%s was written", filepath.Join(m.dir, versionfile.Name))
+	}
+}
