@@ -91,11 +91,27 @@ func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 	m.report.KeysAfter = int(last.Records)
 	m.report.PeakMemoryBytes = ownPeakMemory()
 	m.report.Seconds = m.now().Sub(m.report.Began).Seconds()
-	if err := os.Remove(m.journalPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := m.endJournal(); err != nil {
 		return &Error{Kind: Failed, Op: "finish", Err: err, Backup: m.backup,
 			Data: fmt.Sprintf("the data is at %s and complete", m.plan.Target), Hint: "give the same command again"}
-	} else if err == nil {
-		return datadir.SyncDir(m.layout.WorkDir())
+	}
+	if m.KeepBackups > 0 && m.backup != "" {
+		removed, err := m.layout.Prune(m.layout.BackupsDir(m.BackupDir), m.KeepBackups)
+		m.report.Pruned = removed
+		if err != nil {
+			m.Log.Warn("not all old backups could be removed", "error", err) // which is no reason not to start etcd
+		}
 	}
 	return nil
+}
+
+func (m *Migrator) endJournal() error {
+	err := os.Remove(m.journalPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return datadir.SyncDir(m.layout.WorkDir())
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
@@ -30,6 +31,9 @@ type Request struct {
 	Binaries binaries.Set
 	// BackupDir is where the backup goes. Empty: into the data dir's own etcd-migrate/backups, on the same volume.
 	BackupDir string
+	// KeepBackups is how many backups of this data dir are kept when the migration is done, 0 for all. The newest, which
+	// is the one from before its first step, always is.
+	KeepBackups int
 	// AllowRollback allows a target below the data.
 	AllowRollback bool
 	// AcceptLoss names what need not be carried over.
@@ -160,7 +164,7 @@ func (m *Migrator) tell(e Event) {
 func (m *Migrator) open() (err error) {
 	m.layout, err = datadir.NewLayout(m.DataDir, m.WALDir)
 	if err != nil {
-		return refuse(err, "give etcd's data dir with --data-dir, and its WAL dir with --wal-dir if it has one of its own")
+		return refuse(err, fmt.Sprintf("give etcd's data dir, and its WAL dir if it has one of its own; both must be reachable for uid %d, which this runs as", os.Geteuid()))
 	}
 	return nil
 }
@@ -199,7 +203,7 @@ func held(err error) error {
 	if errors.As(err, &inUse) {
 		return &Error{Kind: InUse, Op: "lock", Err: err, Hint: "stop that process, or wait until it is done, and give the same command again"}
 	}
-	return refuse(err, "the data dir must be there, readable and writable for the user that runs etcd")
+	return refuse(err, fmt.Sprintf("the data dir must be readable and writable for uid %d, which this runs as", os.Geteuid()))
 }
 
 func (m *Migrator) inspectAndPlan(ctx context.Context) (err error) {
@@ -228,6 +232,9 @@ func (m *Migrator) inspectAndPlan(ctx context.Context) (err error) {
 
 // fail makes the error of a step that has been begun.
 func (m *Migrator) fail(ctx context.Context, s Step, err error) error {
+	if m.st.Presence == Fresh {
+		return refuse(err, fmt.Sprintf("the data dir must be writable for uid %d, which this runs as", os.Geteuid()))
+	}
 	e := &Error{Kind: Failed, Op: fmt.Sprintf("step %d of %d, %s to %s", m.step, len(m.plan.Steps), s.Kind, s.To), Err: err, Backup: m.backup}
 	e.Data = fmt.Sprintf("the data is at %s, as version.txt says", s.From)
 	e.Hint = hintFor(err)

@@ -16,7 +16,9 @@ type Report struct {
 	Began   time.Time           `json:"began"`
 	Seconds float64             `json:"seconds"`
 	// Backup is the path of the untouched copy from before the first step, empty if no step needed one.
-	Backup         string            `json:"backup"`
+	Backup string `json:"backup"`
+	// Pruned are the older backups that were removed when the migration was done.
+	Pruned         []string          `json:"pruned,omitempty"`
 	BackupSeconds  float64           `json:"backupSeconds"`
 	Steps          []StepReport      `json:"steps"`
 	KeysBefore     int               `json:"keysBefore"`

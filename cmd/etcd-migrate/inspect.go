@@ -78,12 +78,20 @@ func printMember(st migrate.State) error {
 	}
 	line("v2 store", "%d keys (%s), %d with a TTL, %d hidden, %d expired, %d empty directories, index %d",
 		st.V2.Keys, humanize.IBytes(uint64(st.V2.Bytes)), st.V2.TTLs, st.V2.Hidden, st.V2.Expired, st.V2.EmptyDirs, st.V2.Index)
+	if v := st.V2.Values; st.V2.Keys > 0 {
+		line("", "values: %d JSON, %d protobuf, %d other", v.JSON, v.Protobuf, v.Other)
+	}
 	if st.V2.Auth > 0 || st.V2.AuthEnabled {
 		line("", "%d users and roles, authentication enabled: %v", st.V2.Auth, st.V2.AuthEnabled)
 	}
 	if st.V3.Present {
-		line("v3 store", "%d keys, revision %d, compacted at %d, %d leases, %s",
-			st.V3.Keys, st.V3.Revision, st.V3.CompactRevision, st.V3.Leases, humanize.IBytes(uint64(st.V3.SizeBytes)))
+		line("v3 store", "%d keys, revision %d, compacted at %d, %d leases, %s of which %s are free",
+			st.V3.Keys, st.V3.Revision, st.V3.CompactRevision, st.V3.Leases, humanize.IBytes(uint64(st.V3.SizeBytes)), humanize.IBytes(uint64(st.V3.FreeBytes)))
+		v := st.V3.Values
+		line("", "values: %d JSON, %d protobuf, %d other", v.JSON, v.Protobuf, v.Other)
+		for _, m := range st.V3.Members {
+			line("", "the db knows member %s %q", m.ID, m.Name)
+		}
 		line("", "alarms: %s; authentication enabled: %v", list(st.V3.Alarms), st.V3.AuthEnabled)
 	} else {
 		line("v3 store", "none")

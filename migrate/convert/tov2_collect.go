@@ -22,8 +22,8 @@ const (
 	LossNotUTF8 Loss = "not-utf8"
 	// LossNotJSON: values that are not JSON are kept, but a Kubernetes API server that stores in etcd2 cannot read them.
 	LossNotJSON Loss = "not-json"
-	// LossV3Auth: the v3 API's users and roles would be gone, and the v2 store open to everybody that its own users and
-	// roles do not keep out.
+	// LossV3Auth: what the v3 API's users and roles protect would be open to everybody. The v2 store does not have them, and
+	// etcd 3.0 does not heed them.
 	LossV3Auth Loss = "v3-auth"
 	// LossV2Keys: keys that the v2 store holds beside those of the v3 store would be gone.
 	LossV2Keys Loss = "v2-keys"

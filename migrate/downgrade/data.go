@@ -116,9 +116,10 @@ func (d *data) problems() ([]convert.Problem, error) {
 			"the v3 store holds %d keys, and etcd %s has no v3 store", d.v3Keys, d.To)})
 	}
 	if d.info.AuthEnabled && d.To == (versionfile.Minor{Major: 3, Minor: 0}) {
-		ps = append(ps, convert.Problem{Loss: convert.LossV3Auth, Count: int64(len(d.info.Users) + len(d.info.Roles)), Text: fmt.Sprintf(
+		users, roles := len(d.info.Users), len(d.info.Roles)
+		ps = append(ps, convert.Problem{Loss: convert.LossV3Auth, Count: int64(users + roles), Text: fmt.Sprintf(
 			"etcd 3.0 forgets at each start that authentication is enabled: its %d users and %d roles stay, "+
-				"but everybody could read and write everything", len(d.info.Users), len(d.info.Roles))})
+				"but everybody could read and write everything", users, roles)})
 	}
 	unfit := 0
 	err := d.Tree.Each(time.Time{}, func(r keyspace.Record) error {
@@ -128,7 +129,8 @@ func (d *data) problems() ([]convert.Problem, error) {
 		return nil
 	})
 	if err == nil && unfit > 0 {
-		err = fmt.Errorf("%d keys of the v2 store have a name or a value that is not UTF-8, which no raft snapshot can hold", unfit)
+		err = fmt.Errorf("%d keys of the v2 store have a name or a value that is not UTF-8, which a raft snapshot cannot hold",
+			unfit)
 	}
 	for _, a := range d.info.Alarms {
 		if a.Type == etcdserverpb.AlarmType_CORRUPT.String() {
@@ -138,6 +140,7 @@ func (d *data) problems() ([]convert.Problem, error) {
 	return ps, err
 }
 
+// fingerprint is that of the v2 store's records, the expired ones included.
 func fingerprint(t *keyspace.Tree) keyspace.Fingerprint {
 	var f keyspace.Fingerprint
 	_ = t.Each(time.Time{}, func(r keyspace.Record) error { // which is its only error

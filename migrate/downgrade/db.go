@@ -89,6 +89,9 @@ func (d *data) lowerMembers(tx convert.Tx, report *Report) error {
 		return err
 	}
 	gone, err := emptyBucket(tx, keyspace.BucketMembersRemoved)
+	if err != nil {
+		return err
+	}
 	for _, id := range removed {
 		err = errors.Join(err, gone.Put(memberKey(id), []byte("removed")))
 	}

@@ -1,7 +1,11 @@
-// Package downgrade brings the data of a stopped sole member down by one minor: keys, revisions, leases, users, the member
-// and its cluster stay what they are, and the older etcd starts on them as on its own.
+// Package downgrade brings the data of a stopped sole member down by one minor, without any etcd: keys, revisions, leases,
+// users, the member and its cluster stay what they are, and the older etcd starts on them as on its own. It does so for
+// every minor from 3.7 down to 2.2.
 //
-// It does so without any etcd, for every minor from 3.7 down to 2.2.
+// Etcd 3.6 and 3.7 can be asked to prepare their own data for the minor below (`etcdctl downgrade enable`). That is not
+// used: it takes 4 s to come about, and then stays pending in the data until the older etcd has served for 5 s. If a newer
+// etcd is started before that, whether for another upgrade or because this program was killed, it waits for ever for a
+// cluster version of its own.
 //
 // # What stands in the way of an older etcd
 //
@@ -105,8 +109,9 @@ func offline(ctx context.Context, p Params) (Report, error) {
 	if err := context.Cause(ctx); err != nil {
 		return Report{}, err
 	}
+	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.Summary.HardState.Commit, Lost: problems}
 	// The log is prepared first because that can fail, and replaced last.
-	before := d.fingerprint()
+	before := fingerprint(d.Tree)
 	d.Tree.SetClusterVersion(p.To)
 	framing := raftlog.Padded
 	if p.To.Major == 2 {
@@ -116,7 +121,6 @@ func offline(ctx context.Context, p Params) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.Summary.HardState.Commit, Lost: problems}
 	err = d.proveStore(fresh.Store(), before)
 	if err == nil && p.To.Major >= 3 {
 		err = d.lowerDB(&report)
@@ -145,9 +149,6 @@ func Check(p Params) ([]convert.Problem, error) {
 	}
 	return nil, fmt.Errorf("check the downgrade to %s: %w", p.To, err)
 }
-
-// fingerprint is that of the v2 store's records, the expired ones included.
-func (d *data) fingerprint() keyspace.Fingerprint { return fingerprint(d.Tree) }
 
 // proveStore checks that the new snapshot's v2 store holds what the old log does.
 func (d *data) proveStore(store []byte, before keyspace.Fingerprint) error {

@@ -70,7 +70,9 @@ func (e *encoder) message(kind int64, m message) error {
 
 // encodeSegment gives the content of a WAL file without entries, which follows a file with that running checksum, and
 // whose entries will follow the snapshot. It has what etcd itself puts at the head of a file and then the snapshot.
-func encodeSegment(f Framing, crc uint32, metadata message, state raftpb.HardState, s raftpb.SnapshotMetadata) ([]byte, error) {
+func encodeSegment(
+	f Framing, crc uint32, metadata message, state raftpb.HardState, s raftpb.SnapshotMetadata,
+) ([]byte, error) {
 	e := encoder{framing: f, crc: crc}
 	record := walpb.Snapshot{Index: s.Index, Term: s.Term}
 	if f == Padded {

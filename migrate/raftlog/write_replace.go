@@ -96,7 +96,9 @@ func (r *Replacement) listVoid(snapDir, walDir string) error {
 
 // prepareWAL writes the file that follows last. Its name says that it begins at the snapshot's own index, not at the next
 // one as etcd would: so every etcd that starts from the snapshot begins to read with this file and no earlier one.
-func (r *Replacement) prepareWAL(l *Log, last segment, state raftpb.HardState, meta raftpb.SnapshotMetadata, f Framing) error {
+func (r *Replacement) prepareWAL(
+	l *Log, last segment, state raftpb.HardState, meta raftpb.SnapshotMetadata, f Framing,
+) error {
 	crc, end, err := readSegment(last, 0, func(*walpb.Record) error { return nil })
 	if err == nil {
 		err = end.torn
