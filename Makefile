@@ -11,7 +11,7 @@ RACE := $(if $(shell command -v $(firstword $(shell go env CC))),-race)
 TOOL := go tool -modfile=.tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build binaries demo test lint vuln bench fuzz clean
+.PHONY: help build binaries demo test lint vuln bench crash fuzz image test-image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,17 @@ vuln: ## look for known vulnerabilities in what is linked in (asks the Go vulner
 
 bench: build binaries ## measure against the old way, as ratios in one run
 	@go run ./testdata/bench $(BENCH) $(BIN)
+
+crash: build binaries ## kill upgrades, rollbacks, restores and conversions a hundred times each, at random moments
+	ETCD_MIGRATE_KILLS=100 go test -run 'TestKilled' -count=1 -timeout 60m -v ./cmd/etcd-migrate ./migrate/convert
+
+image: ## build the container image with podman (MINORS, TARGET, ARCH and IMAGE choose)
+	+@image/tools.sh
+	+@image/build.sh
+
+test-image: build binaries ## run the container tests (as root, with podman)
+	@image/tools.sh
+	go test -tags image -count=1 -timeout 20m -v ./image
 
 fuzz: ## fuzz every parser, FUZZTIME (default 20s) each
 	@.ci/fuzz $(or $(FUZZTIME),20s)

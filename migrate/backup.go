@@ -37,9 +37,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	if !m.plan.needsBackup() {
 		return nil
 	}
-	if j, err := m.readJournal(); err != nil {
-		return err
-	} else if j != nil && j.Permanent == now.Permanent() {
+	if j := m.readJournal(); j != nil && j.Permanent == now.Permanent() {
 		m.backup = j.Backup
 		m.report.Backup = j.Backup
 		m.tell(Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
@@ -69,21 +67,21 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 }
 
 // readJournal gives nil if no migration has been begun, or if its backup is gone.
-func (m *Migrator) readJournal() (*journal, error) {
+func (m *Migrator) readJournal() *journal {
 	var j journal
 	err := datadir.ReadJSON(m.journalPath(), &j)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
+		return nil
 	case err != nil, j.Format != 1:
 		// Without it a further backup is made, and none is ever overwritten.
 		m.Log.Warn("the journal of an earlier migration cannot be read", "path", m.journalPath(), "error", err, "format", j.Format)
-		return nil, nil
+		return nil
 	}
 	if b := datadir.OpenBackup(j.Backup); b.Err != nil {
-		return nil, nil
+		return nil
 	}
-	return &j, nil
+	return &j
 }
 
 // finish ends the migration: the data is at the target, so the journal goes.

@@ -10,14 +10,14 @@ import (
 type Kind int
 
 const (
-	// Failed: a step did not succeed. The data is as the last finished step left it, or as Error.State says, and the same
+	// Failed says that a step did not succeed. The data is as the last finished step left it, or as Error.State says, and the same
 	// command can be given again.
 	Failed Kind = iota + 1
-	// Refused: nothing has been changed, because something must be decided or put right first.
+	// Refused says that nothing has been changed, because something must be decided or put right first.
 	Refused
-	// InUse: nothing has been changed, because another process holds the data.
+	// InUse says that nothing has been changed, because another process holds the data.
 	InUse
-	// Interrupted: a signal or the caller's context ended the migration between two changes. Giving the same command again
+	// Interrupted says that a signal or the caller's context ended the migration between two changes. Giving the same command again
 	// goes on from there.
 	Interrupted
 )

@@ -6,16 +6,17 @@ import "time"
 type EventKind string
 
 const (
-	// EventInspected: State is known.
+	// EventInspected tells that State is known.
 	EventInspected EventKind = "inspected"
-	// EventPlanned: Plan is known.
+	// EventPlanned tells that Plan is known.
 	EventPlanned EventKind = "planned"
-	// EventBackup: the backup at Backup is there, or an earlier run's is used again (Reused).
+	// EventBackup tells that the backup at Backup is there, or that an earlier run's is used again (Reused).
 	EventBackup EventKind = "backup"
-	// EventStepStarted and EventStepDone: step Step of the plan, counted from 1.
+	// EventStepStarted and EventStepDone tell of step Step of the plan, counted from 1.
 	EventStepStarted EventKind = "step started"
-	EventStepDone    EventKind = "step done"
-	// EventProgress: Done of Total units (bytes or records, see Unit) of what is under way. It comes at most some ten
+	// EventStepDone comes with the step's Result.
+	EventStepDone EventKind = "step done"
+	// EventProgress tells that Done of Total units (bytes or records, see Unit) of what is under way are done. It comes at most some ten
 	// times a second, and only for what takes long.
 	EventProgress EventKind = "progress"
 )

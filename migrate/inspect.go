@@ -40,7 +40,7 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 	if backup, err := l.InterruptedRestore(); err != nil || backup != "" {
 		st.block("restore-interrupted", "the restore of a backup was interrupted half way", "complete it: give `etcd-migrate backup restore` "+
 			"or any command that migrates on this data dir")
-		return st, nil, nil
+		return st, nil, nil //nolint:nilerr // a journal that cannot be read is an interrupted restore, too
 	}
 	fromFile, fileErr := readVersionFile(l)
 	if presence != datadir.Present {

@@ -122,9 +122,7 @@ func checkTarget(st State, target versionfile.Version) error {
 	if st.Presence == Fresh {
 		return nil
 	}
-	at := st.Version
-	switch {
-	case !at.Minor().Known():
+	if at := st.Version; !at.Minor().Known() {
 		return refuse(fmt.Errorf("the data is at etcd %s, which this program does not know", at.Release),
 			fmt.Sprintf("data from before %s must first be brought to %s by the etcds of its own time", oldestData, oldestData))
 	}

@@ -44,18 +44,18 @@ type removed struct {
 // removedFlags was made from the flags that each minor's newest release defines and the one after it does not
 // (server/embed/config.go, etcdmain/config.go), and is checked against the binaries in targetflags_test.go.
 var removedFlags = slices.Concat(
-	since(3, 0,
+	since(0,
 		"addr", "advertise-client-urls", "bind-addr", "listen-client-urls", "peer-addr", "initial-advertise-peer-urls",
 		"peer-bind-addr", "listen-peer-urls", "peers", "initial-cluster", "peers-file", "initial-cluster",
 		"experimental-v3demo", "", "experimental-auto-compaction-retention", "auto-compaction-retention", "experimental-gRPC-addr", ""),
-	since(3, 4, "ca-file", "trusted-ca-file", "peer-ca-file", "peer-trusted-ca-file"),
-	since(3, 5,
+	since(4, "ca-file", "trusted-ca-file", "peer-ca-file", "peer-trusted-ca-file"),
+	since(5,
 		"debug", "log-level=debug", "log-output", "log-outputs", "log-package-levels", "log-level",
 		"experimental-backend-bbolt-freelist-type", "backend-bbolt-freelist-type", "next-cluster-version-compatible", ""),
-	since(3, 6,
+	since(6,
 		"enable-v2", "", "experimental-enable-v2v3", "", "proxy", "", "proxy-dial-timeout", "", "proxy-failure-wait", "",
 		"proxy-read-timeout", "", "proxy-refresh-interval", "", "proxy-write-timeout", ""),
-	since(3, 7,
+	since(7,
 		"discovery", "discovery-token", "discovery-proxy", "",
 		"experimental-initial-corrupt-check", "feature-gates=InitialCorruptCheck=true",
 		"experimental-compact-hash-check-enabled", "feature-gates=CompactHashCheck=true",
@@ -63,7 +63,7 @@ var removedFlags = slices.Concat(
 		"experimental-enable-lease-checkpoint-persist", "feature-gates=LeaseCheckpointPersist=true",
 		"experimental-stop-grpc-service-on-defrag", "feature-gates=StopGRPCServiceOnDefrag=true",
 		"experimental-txn-mode-write-with-shared-buffer", "feature-gates=TxnModeWriteWithSharedBuffer=true"),
-	renamed(3, 7, "experimental-",
+	renamed(7, "experimental-",
 		"bootstrap-defrag-threshold-megabytes", "compact-hash-check-time", "compaction-batch-limit", "compaction-sleep-interval",
 		"corrupt-check-time", "distributed-tracing-address", "distributed-tracing-instance-id", "distributed-tracing-sampling-rate",
 		"distributed-tracing-service-name", "downgrade-check-time", "enable-distributed-tracing", "memory-mlock",
@@ -79,17 +79,17 @@ var notes = map[string]string{
 	"discovery":          "discovery with the v2 API is gone; discovery-endpoints and discovery-token use the v3 API",
 }
 
-// since makes entries of pairs: a flag and what takes its place.
-func since(major, minor int, pairs ...string) (all []removed) {
+// since makes entries for a minor of 3.x of pairs: a flag and what takes its place.
+func since(minor int, pairs ...string) (all []removed) {
 	for p := range slices.Chunk(pairs, 2) {
-		all = append(all, removed{versionfile.Minor{Major: major, Minor: minor}, p[0], p[1], notes[p[0]]})
+		all = append(all, removed{versionfile.Minor{Major: 3, Minor: minor}, p[0], p[1], notes[p[0]]})
 	}
 	return all
 }
 
-func renamed(major, minor int, prefix string, names ...string) (all []removed) {
+func renamed(minor int, prefix string, names ...string) (all []removed) {
 	for _, n := range names {
-		all = append(all, removed{versionfile.Minor{Major: major, Minor: minor}, prefix + n, n, ""})
+		all = append(all, removed{versionfile.Minor{Major: 3, Minor: minor}, prefix + n, n, ""})
 	}
 	return all
 }

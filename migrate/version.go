@@ -141,11 +141,12 @@ func (st *State) determineStorage(fromFile *versionfile.Version) {
 	switch {
 	case fromFile != nil:
 		st.Version.Storage = fromFile.Storage
-		if st.Version.Minor().Less(v3Since) && fromFile.Storage == versionfile.Etcd3 {
+		switch {
+		case st.Version.Minor().Less(v3Since) && fromFile.Storage == versionfile.Etcd3:
 			contradiction("an etcd before 3.0 has no v3 store; correct version.txt")
-		} else if fromFile.Storage == versionfile.Etcd3 && v2Used && !v3Used {
+		case fromFile.Storage == versionfile.Etcd3 && v2Used && !v3Used:
 			contradiction(fmt.Sprintf("if the keys were never converted, write %s/etcd2 to version.txt and they will be", st.Version.Release))
-		} else if fromFile.Storage == versionfile.Etcd2 && v3Used && !v2Used {
+		case fromFile.Storage == versionfile.Etcd2 && v3Used && !v2Used:
 			contradiction(fmt.Sprintf("if the keys are in the v3 store, write %s/etcd3 to version.txt", st.Version.Release))
 		}
 	case v3Used:

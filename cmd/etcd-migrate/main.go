@@ -49,7 +49,7 @@ Exit codes:
 
 func main() {
 	// A container that is sized for its etcd must have room for the migration, too; the work is bound by the disk anyway.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(25)
 	os.Exit(start(os.Args[1:]))
 }
 

@@ -77,7 +77,7 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				got := 0
 				if err := ts.Exec(args[1], args[2:]...); err != nil {
-					exit, ok := err.(*exec.ExitError) //nolint:errorlint // testscript hands out just that
+					exit, ok := err.(*exec.ExitError)
 					if !ok {
 						ts.Fatalf("%s: %v", args[1], err)
 					}

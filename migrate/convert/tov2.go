@@ -106,7 +106,6 @@ type reversal struct {
 	db     *keyspace.DB
 	info   keyspace.V3Info
 	leases map[int64]int64 // TTL in seconds by lease ID
-	done   int64           // records, for Progress
 	total  int64
 	// displaced are keys that are also the directory of another key.
 	displaced map[string]bool

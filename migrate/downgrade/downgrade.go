@@ -3,9 +3,9 @@
 // every minor from 3.7 down to 2.2.
 //
 // Etcd 3.6 and 3.7 can be asked to prepare their own data for the minor below (`etcdctl downgrade enable`). That is not
-// used: it takes 4 s to come about, and then stays pending in the data until the older etcd has served for 5 s. If a newer
-// etcd is started before that, whether for another upgrade or because this program was killed, it waits for ever for a
-// cluster version of its own.
+// used: it takes 4 s to come about, and then stays pending in the data until the older etcd has served for 5 s. A newer
+// etcd that is started before that, whether for another upgrade or because this program was killed, leaves the cluster
+// version where it is for ever.
 //
 // # What stands in the way of an older etcd
 //

@@ -132,8 +132,8 @@ func (t *Tree) RaiseIndex(index uint64) { t.index = max(t.index, index) }
 // that etcd takes for the path of a member's attributes does not fit: the first write to it would stop etcd for good.
 func FitsV2(key []byte) bool {
 	k := string(key)
-	return len(k) > 1 && k[0] == '/' && path.Clean(k) == k && utf8.ValidString(k) &&
-		!(bytes.Contains(key, []byte("/0/members/")) && treeAttributesPath.MatchString(k))
+	attributes := bytes.Contains(key, []byte("/0/members/")) && treeAttributesPath.MatchString(k)
+	return len(k) > 1 && k[0] == '/' && path.Clean(k) == k && utf8.ValidString(k) && !attributes
 }
 
 // Put stores a record with its own indexes and expiry, and makes the directories above it. The key must be one that

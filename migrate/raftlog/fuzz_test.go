@@ -22,12 +22,13 @@ func reseal(segment []byte) []byte {
 		var rec walpb.Record
 		end := min(offsets[i+1], len(segment))
 		size := int(binary.LittleEndian.Uint64(segment[at:]) << 8 >> 8) // without the padding
-		if rec.Unmarshal(segment[at+8:min(at+8+size, end)]) != nil {
+		switch err := rec.Unmarshal(segment[at+8 : min(at+8+size, end)]); {
+		case err != nil:
 			w.files[0].data.Write(segment[at:end])
-		} else if rec.Type == wal.CrcType {
+		case rec.Type == wal.CrcType:
 			w.crc = rec.Crc
 			w.write(rec)
-		} else {
+		default:
 			w.record(rec.Type, rec.Data)
 		}
 	}

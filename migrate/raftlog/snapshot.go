@@ -3,6 +3,7 @@ package raftlog
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,7 +12,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/etcdserver/api/snap"
 	"go.etcd.io/raft/v3/raftpb"
-	"go.uber.org/zap"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // Snapshot is the raft snapshot that a member starts from.
@@ -58,14 +59,94 @@ func readSnapshot(path string) (*raftpb.Snapshot, error) {
 	if strings.HasSuffix(path, brokenSuffix) {
 		return nil, fmt.Errorf("%w: set aside by an earlier start of etcd", errBroken)
 	}
-	s, err := snap.Read(zap.NewNop(), path)
-	var unreadable *fs.PathError
-	if errors.As(err, &unreadable) {
+	b, err := os.ReadFile(path)
+	if err != nil {
 		return nil, fmt.Errorf("read snapshot: %w", err)
-	} else if err != nil {
+	}
+	s, err := decodeSnapshot(b)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBroken, err)
 	}
 	return s, nil
+}
+
+// castagnoli is the polynomial of all of etcd's checksums.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// decodeSnapshot does what api/snap.Read of etcd does, without its two copies of the whole v2 store: the snapshot's data
+// is part of b. The file is a snappb.Snapshot {1: crc, 2: data}, whose data is a raftpb.Snapshot {1: data, 2: metadata}.
+func decodeSnapshot(b []byte) (*raftpb.Snapshot, error) {
+	if len(b) == 0 {
+		return nil, snap.ErrEmptySnapshot
+	}
+	var crc uint64
+	var inner []byte
+	if err := fields(b, func(n protowire.Number, number uint64, bytes []byte) (bool, error) {
+		switch {
+		case n == 1 && bytes == nil:
+			crc = number
+		case n == 2 && bytes != nil:
+			inner = bytes
+		default:
+			return n > 2, nil
+		}
+		return true, nil
+	}); err != nil {
+		return nil, err
+	}
+	if len(inner) == 0 || uint32(crc) == 0 {
+		return nil, snap.ErrEmptySnapshot
+	}
+	if crc32.Checksum(inner, castagnoli) != uint32(crc) {
+		return nil, snap.ErrCRCMismatch
+	}
+	s := &raftpb.Snapshot{}
+	err := fields(inner, func(n protowire.Number, _ uint64, bytes []byte) (bool, error) {
+		switch {
+		case n == 1 && bytes != nil:
+			s.Data = bytes
+		case n == 2 && bytes != nil:
+			return true, s.Metadata.Unmarshal(bytes)
+		default:
+			return n > 2, nil
+		}
+		return true, nil
+	})
+	return s, err
+}
+
+// fields calls fn with each field of a protobuf message: bytes is nil for a number and not nil for bytes. What fn does not
+// take makes the message invalid.
+func fields(b []byte, fn func(n protowire.Number, number uint64, bytes []byte) (taken bool, err error)) error {
+	for len(b) > 0 {
+		n, kind, size := protowire.ConsumeTag(b)
+		if size < 0 {
+			return protowire.ParseError(size)
+		}
+		b = b[size:]
+		var number uint64
+		var bytes []byte
+		switch kind {
+		case protowire.VarintType:
+			number, size = protowire.ConsumeVarint(b)
+		case protowire.BytesType:
+			bytes, size = protowire.ConsumeBytes(b)
+		default:
+			size = protowire.ConsumeFieldValue(n, kind, b)
+		}
+		if size < 0 {
+			return protowire.ParseError(size)
+		}
+		taken, err := fn(n, number, bytes)
+		if err != nil {
+			return err
+		}
+		if !taken {
+			return fmt.Errorf("field %d has wire type %d", n, kind)
+		}
+		b = b[size:]
+	}
+	return nil
 }
 
 // choose finds what the member starts from, as etcd does since 3.3: the newest readable snapshot that the WAL has a

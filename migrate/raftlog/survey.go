@@ -129,7 +129,7 @@ func (sv *survey) add(at int, index uint64) {
 func (sv *survey) noteEnd(end walEnd) error {
 	if end.torn != nil {
 		sv.torn = fmt.Sprintf("%s at offset %d: %v", end.path, end.offset, end.torn)
-		return nil
+		return nil //nolint:nilerr // etcd goes on from there, too
 	}
 	at, err := end.leftover()
 	if err != nil {

@@ -87,8 +87,8 @@ func encodeSegment(
 	return e.out.Bytes(), err
 }
 
-// The fields of a snapshot file, which is a snappb.Snapshot with a raftpb.Snapshot in it. The file is written and read
-// back here and not by etcd's code, which takes three times its size of memory: it can be gigabytes.
+// The fields of a snapshot file, which is a snappb.Snapshot with a raftpb.Snapshot in it. The file is written here and not
+// by etcd's code, which takes three times its size of memory: it can be gigabytes.
 const (
 	fileCRC, fileData              = 1, 2 // of snappb.Snapshot
 	snapshotData, snapshotMetadata = 1, 2 // of raftpb.Snapshot
@@ -130,52 +130,14 @@ func readBack(path string, want raftpb.SnapshotMetadata) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read back: %w", err)
 	}
-	outer, crc, err := fields(file, fileData, fileCRC)
-	if err == nil && (crc == 0 || uint64(crc32.Checksum(outer, crcTable)) != crc) { // etcd takes 0 for no checksum
-		err = errors.New("wrong checksum")
-	}
-	var store, metadata []byte
-	if err == nil {
-		store, _, err = fields(outer, snapshotData, 0)
-	}
-	if err == nil {
-		metadata, _, err = fields(outer, snapshotMetadata, 0)
-	}
-	var got raftpb.SnapshotMetadata
-	if err == nil {
-		err = got.Unmarshal(metadata)
-	}
-	if err == nil && (got.Index != want.Index || got.Term != want.Term) {
-		err = fmt.Errorf("it is of index %d, term %d", got.Index, got.Term)
+	s, err := decodeSnapshot(file)
+	if err == nil && (s.Metadata.Index != want.Index || s.Metadata.Term != want.Term) {
+		err = fmt.Errorf("it is of index %d, term %d", s.Metadata.Index, s.Metadata.Term)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read back %s: %w", path, err)
 	}
-	return store, nil
-}
-
-// fields gives the value of one field of a message that holds bytes and of one that holds a number, without a copy.
-func fields(message []byte, bytesField, numberField protowire.Number) (value []byte, number uint64, err error) {
-	for len(message) > 0 {
-		field, kind, n := protowire.ConsumeTag(message)
-		if n < 0 {
-			return nil, 0, protowire.ParseError(n)
-		}
-		message = message[n:]
-		switch {
-		case field == bytesField && kind == protowire.BytesType:
-			value, n = protowire.ConsumeBytes(message)
-		case field == numberField && kind == protowire.VarintType:
-			number, n = protowire.ConsumeVarint(message)
-		default:
-			n = protowire.ConsumeFieldValue(field, kind, message)
-		}
-		if n < 0 {
-			return nil, 0, protowire.ParseError(n)
-		}
-		message = message[n:]
-	}
-	return value, number, nil
+	return s.Data, nil
 }
 
 func write(b []byte) func(io.Writer) error {

@@ -42,8 +42,6 @@ type logFile struct {
 	data bytes.Buffer
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // newLog begins a log as wal.Create does.
 func newLog(padded bool) *logWriter {
 	w := &logWriter{padded: padded, metadata: marshal(&etcdserverpb.Metadata{NodeID: 7, ClusterID: 8})}
