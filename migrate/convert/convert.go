@@ -186,7 +186,7 @@ func (c *conversion) run(ctx context.Context) (Report, error) {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Report{}, fmt.Errorf("remove what a killed conversion has left: %w", err)
 	}
-	defer os.Remove(fresh) // unless it was renamed
+	defer func() { _ = os.Remove(fresh) }() // unless it was renamed
 	if err := c.write(ctx, fresh, small); err != nil {
 		return Report{}, fmt.Errorf("write %s: %w", fresh, err)
 	}
