@@ -29,7 +29,7 @@ type journal struct {
 	Permanent string `json:"permanent"`
 }
 
-func (m *Migrator) journalPath() string { return filepath.Join(m.layout.WorkDir(), JournalName) }
+func journalPath(l datadir.Layout) string { return filepath.Join(l.WorkDir(), JournalName) }
 
 // backUp copies the data before the first step. A run that was killed has left its backup and its journal: then that
 // backup is used, because the data is half way by now.
@@ -37,7 +37,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	if !m.plan.needsBackup() {
 		return nil
 	}
-	if j := m.readJournal(); j != nil && j.Permanent == now.Permanent() {
+	if j := readJournal(m.layout); j != nil && j.Permanent == now.Permanent() {
 		m.backup = j.Backup
 		m.report.Backup = j.Backup
 		m.tell(Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
@@ -58,7 +58,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	if err := datadir.MkdirAll(m.layout.WorkDir()); err != nil {
 		return refuse(err, "the data dir must be writable")
 	}
-	if err := datadir.WriteJSON(m.journalPath(), j); err != nil {
+	if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
 		return refuse(err, "the data dir must be writable")
 	}
 	m.backup, m.report.Backup, m.report.BackupSeconds = b.Path, b.Path, m.now().Sub(began).Seconds()
@@ -67,21 +67,27 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 }
 
 // readJournal gives nil if no migration has been begun, or if its backup is gone.
-func (m *Migrator) readJournal() *journal {
+func readJournal(l datadir.Layout) *journal {
 	var j journal
-	err := datadir.ReadJSON(m.journalPath(), &j)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil, j.Format != 1:
-		// Without it a further backup is made, and none is ever overwritten.
-		m.Log.Warn("the journal of an earlier migration cannot be read", "path", m.journalPath(), "error", err, "format", j.Format)
+	// One that cannot be read is as good as none: a further backup is made then, and none is ever overwritten.
+	if err := datadir.ReadJSON(journalPath(l), &j); err != nil || j.Format != 1 {
 		return nil
 	}
 	if b := datadir.OpenBackup(j.Backup); b.Err != nil {
 		return nil
 	}
 	return &j
+}
+
+// continueJournal notes what the records are after a step that has changed what the v2 store does not know: how often a key
+// was written.
+func (m *Migrator) continueJournal(now *keyspace.Fingerprint) error {
+	j := readJournal(m.layout)
+	if j == nil || j.Permanent == now.Permanent() {
+		return nil
+	}
+	j.Permanent = now.Permanent()
+	return datadir.WriteJSON(journalPath(m.layout), j)
 }
 
 // finish ends the migration: the data is at the target, so the journal goes.
@@ -104,7 +110,7 @@ func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 }
 
 func (m *Migrator) endJournal() error {
-	err := os.Remove(m.journalPath())
+	err := os.Remove(journalPath(m.layout))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

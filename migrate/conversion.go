@@ -44,7 +44,10 @@ func (m *Migrator) accepted() []convert.Loss {
 // conversion says what is converted to what.
 func (m *Migrator) conversion(data *contents) convert.Params {
 	return convert.Params{
-		Tree: data.tree, RaftIndex: data.summary.HardState.Commit, RaftTerm: data.summary.LastTerm,
+		// Of a member that was killed, the db can contain entries beyond the last commit that was noted. They are settled
+		// by the time of the conversion itself.
+		RaftIndex: data.summary.HardState.Commit + uint64(data.summary.Uncommitted),
+		Tree:      data.tree, RaftTerm: data.summary.LastTerm,
 		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.accepted(),
 		TTLDirectory: m.TTLDirectory, TTL: m.TTL,
 	}

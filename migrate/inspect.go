@@ -63,6 +63,9 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
 	}
+	if j := readJournal(l); j != nil {
+		st.convertedBack = j.From.Storage == versionfile.Etcd3 && j.Target.Storage == versionfile.Etcd2
+	}
 	st.determineVersion(data.readings(), fromFile, fileErr)
 	st.checkMember(data)
 	return st, data, nil

@@ -82,7 +82,7 @@ func (m *Migrator) demandOfEtcd(s Step) []demand {
 
 // demandOfBackup is none where an earlier run has left one, or where the copy can share its blocks with the original.
 func (m *Migrator) demandOfBackup() ([]demand, error) {
-	if m.readJournal() != nil {
+	if readJournal(m.layout) != nil {
 		return nil, nil
 	}
 	dir := m.layout.BackupsDir(m.BackupDir)

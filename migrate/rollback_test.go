@@ -1,6 +1,8 @@
 package migrate_test
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -105,4 +107,44 @@ func TestRollbackRefusesWhatV2CannotHold(t *testing.T) {
 	if _, err := versionfile.Read(m.dir); err == nil {
 		t.Errorf("%s was written", filepath.Join(m.dir, versionfile.Name))
 	}
+}
+
+// TestRollbackResumes: killed after the keys have moved back and before version.txt says so, the next run goes on.
+func TestRollbackResumes(t *testing.T) {
+	set := etcds(t)
+	minor, err := versionfile.ParseMinor("3.1")
+	must(t, err)
+	m := writeJSON(t, set, minor)
+	r := m.request(t, "2.3")
+	r.AllowRollback = true
+	// What the kernel does to a killed process, the observer does to this one: it stops where version.txt would be written.
+	killed := errors.New("killed")
+	r.Observer = func(e migrate.Event) {
+		if e.Kind == migrate.EventStepStarted && e.Plan.Steps[e.Step-1].Kind == migrate.StepConvertBack {
+			must(t, os.Chmod(filepath.Join(m.dir, versionfile.Name), 0o400))
+			must(t, os.Mkdir(filepath.Join(m.dir, "."+versionfile.Name+"-in-the-way"), 0o700))
+			must(t, os.WriteFile(filepath.Join(m.dir, "."+versionfile.Name+"-in-the-way", "x"), nil, 0o600))
+		}
+	}
+	if _, err := migrate.New(r).Run(t.Context()); err == nil {
+		t.Fatal(killed)
+	}
+	if v, err := versionfile.Read(m.dir); err != nil || v.Storage != versionfile.Etcd3 {
+		t.Fatalf("version.txt is %s, %v", v, err)
+	}
+	must(t, os.RemoveAll(filepath.Join(m.dir, "."+versionfile.Name+"-in-the-way")))
+	r.Observer = nil
+	report, err := migrate.New(r).Run(t.Context())
+	must(t, err)
+	if report.From.Storage != versionfile.Etcd2 {
+		t.Errorf("went on from %s", report.From)
+	}
+	if backups, err := os.ReadDir(filepath.Join(m.dir, "etcd-migrate", "backups")); err != nil || len(backups) > 2 {
+		t.Errorf("%d backups, %v", len(backups), err)
+	}
+	s := start(t, newest(t, set, "2.3"), m.dir)
+	for _, d := range pathtest.Compare(m.content, readAll(t, s, minor, versionfile.Minors()[1])) {
+		t.Error(d)
+	}
+	stop(t, s)
 }

@@ -35,6 +35,9 @@ type State struct {
 	V3      V3State  `json:"v3"`
 
 	Problems []Problem `json:"problems"`
+
+	// convertedBack says that a rollback to the v2 store is under way.
+	convertedBack bool
 }
 
 // Evidence is one place that says something about the version.

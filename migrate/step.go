@@ -42,6 +42,9 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	if err := m.record(s); err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
+	if err := m.continueJournal(after); err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
 	result.Seconds = m.now().Sub(began).Seconds()
 	m.report.Steps = append(m.report.Steps, result)
 	m.tell(Event{Kind: EventStepDone, Result: &result})

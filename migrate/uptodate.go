@@ -21,7 +21,7 @@ func (m *Migrator) upToDate() bool {
 	if presence, err := m.layout.Presence(); err != nil || presence != datadir.Present {
 		return false
 	}
-	if _, err := os.Lstat(m.journalPath()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(journalPath(m.layout)); !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
 	if backup, err := m.layout.InterruptedRestore(); err != nil || backup != "" {

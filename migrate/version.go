@@ -144,6 +144,10 @@ func (st *State) determineStorage(fromFile *versionfile.Version) {
 		switch {
 		case st.Version.Minor().Less(v3Since) && fromFile.Storage == versionfile.Etcd3:
 			contradiction("an etcd before 3.0 has no v3 store; correct version.txt")
+		case fromFile.Storage == versionfile.Etcd3 && v2Used && !v3Used && st.convertedBack:
+			// Killed between the end of the conversion and version.txt.
+			st.Version.Storage = versionfile.Etcd2
+			st.Evidence = append(st.Evidence, Evidence{"the journal of a rollback to the v2 store", string(versionfile.Etcd2)})
 		case fromFile.Storage == versionfile.Etcd3 && v2Used && !v3Used:
 			contradiction(fmt.Sprintf("if the keys were never converted, write %s/etcd2 to version.txt and they will be", st.Version.Release))
 		case fromFile.Storage == versionfile.Etcd2 && v3Used && !v2Used:

@@ -1,4 +1,5 @@
-// Package convert turns a stopped member's v2 store into a v3 store, without running any etcd: etcd2 to etcd3.
+// Package convert turns a stopped member's v2 store into a v3 store, without running any etcd: etcd2 to etcd3. And back:
+// see ToV2.
 //
 // ToV3 writes a new member/snap/db with what a keyspace.Tree holds and puts it into place. Every key keeps its name, its
 // value and both of its indexes, so that a client that knew a key at modifiedIndex 17 finds it at mod revision 17. The

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -40,6 +41,10 @@ func convertForKill(path string) {
 // TestKilled kills conversions at random instants. There must be the old db or the new one, and the next conversion must
 // give the same as one that was never killed.
 func TestKilled(t *testing.T) {
+	kills, err := strconv.Atoi(os.Getenv("ETCD_MIGRATE_KILLS")) // `make crash` sets it
+	if err != nil {
+		kills = 10
+	}
 	for _, existing := range []bool{true, false} {
 		t.Run(fmt.Sprint("existing db ", existing), func(t *testing.T) {
 			p := params(t, tree(t, 10_000, 300, 7))
@@ -53,7 +58,6 @@ func TestKilled(t *testing.T) {
 			duration, want := time.Since(began), readFile(t, p.DB)
 
 			state := map[string]int{}
-			const kills = 10
 			for i := range kills {
 				path := filepath.Join(t.TempDir(), "db")
 				if existing {

@@ -1,5 +1,5 @@
 // Package keyspace gives what a stopped member stores as one stream of records, whichever store holds it: the tree of
-// the v2 store, or the buckets of the v3 store. It knows no files but the db, and it writes nothing.
+// the v2 store, or the buckets of the v3 store. It knows no files but the db, which it only reads.
 package keyspace
 
 import "time"

@@ -24,7 +24,7 @@ func (s *Server) FillV2(ctx context.Context, n int) error {
 	for i := range 20 {
 		w.put(fmt.Sprintf("/registry/events/default/event-%02d", i), url.Values{"value": {`{"kind":"Event"}`}, "ttl": {strconv.Itoa(3600 + i)}})
 	}
-	w.put("/registry/leases/short", url.Values{"value": {"gone soon"}, "ttl": {"1"}})
+	w.put("/registry/leases/short", url.Values{"value": {"gone soon"}, "ttl": {"2"}})
 	w.put("/registry/leases/long", url.Values{"value": {"ten years"}, "ttl": {strconv.Itoa(10 * 365 * 24 * 3600)}})
 	w.put("/registry/sessions", url.Values{"dir": {"true"}, "ttl": {"7200"}})
 	w.put("/registry/sessions/a", url.Values{"value": {"as long as its directory"}})
@@ -44,8 +44,12 @@ func (s *Server) FillV2(ctx context.Context, n int) error {
 		w.put("/changed", url.Values{"value": {strconv.Itoa(i)}})
 	}
 	w.put("/changed", url.Values{"value": {"swapped"}, "prevValue": {"2"}})
-	w.refused("/changed", url.Values{"value": {"wrong"}, "prevValue": {"none"}})
-	w.refused("/changed", url.Values{"value": {"wrong"}, "prevExist": {"false"}})
+	w.refuse(http.MethodPut, "/changed", url.Values{"value": {"wrong"}, "prevValue": {"none"}})
+	w.refuse(http.MethodPut, "/changed", url.Values{"value": {"wrong"}, "prevExist": {"false"}})
+	w.put("/compared", url.Values{"value": {"1"}})
+	w.refuse(http.MethodDelete, "/compared", url.Values{"prevValue": {"2"}})
+	w.put("/compared-and-deleted", url.Values{"value": {"1"}})
+	w.do(http.MethodDelete, "/compared-and-deleted", url.Values{"prevValue": {"1"}})
 	w.put("/deleted/a/b", url.Values{"value": {"1"}})
 	w.do(http.MethodDelete, "/deleted", url.Values{"recursive": {"true"}})
 	w.put("/deleted-and-back", url.Values{"value": {"1"}})
@@ -75,9 +79,10 @@ func (w *v2Writer) do(method, key string, form url.Values) int {
 
 func (w *v2Writer) put(key string, form url.Values) { w.do(http.MethodPut, key, form) }
 
-func (w *v2Writer) refused(key string, form url.Values) {
-	if status := w.do(http.MethodPut, key, form); w.err == nil && status != http.StatusPreconditionFailed {
-		w.err = fmt.Errorf("PUT %q %v was not refused: %d", key, form, status)
+// refuse makes a request whose condition does not hold.
+func (w *v2Writer) refuse(method, key string, form url.Values) {
+	if status := w.do(method, key, form); w.err == nil && status != http.StatusPreconditionFailed {
+		w.err = fmt.Errorf("%s %q %v was not refused: %d", method, key, form, status)
 	}
 }
 

@@ -1,5 +1,6 @@
 // Package raftlog reads the raft snapshot and the write-ahead log (WAL) of a stopped member, as any etcd from 2.2 to 3.7
-// leaves them. It only reads: where etcd itself would rename a broken snapshot or cut a torn log before it starts, this
+// leaves them, and can put a new snapshot at the log's end that makes all before it void: see Replacement. Reading changes
+// nothing: where etcd itself would rename a broken snapshot or cut a torn log before it starts, this
 // package reads past the damage and says so.
 //
 // The state of a member is the data of its snapshot plus the log's committed entries after it:
