@@ -20,6 +20,11 @@ func (p Plan) Back() bool {
 	return slices.ContainsFunc(p.Steps, func(s Step) bool { return s.Kind == StepDowngrade || s.Kind == StepConvertBack })
 }
 
+// Forward reports whether the plan leads to a newer minor or to the v3 store.
+func (p Plan) Forward() bool {
+	return slices.ContainsFunc(p.Steps, func(s Step) bool { return s.Kind == StepUpgrade || s.Kind == StepConvert })
+}
+
 // checkAllowed refuses a rollback that nobody has asked for: an old image that is started by mistake must not take the
 // data back with it.
 func (m *Migrator) checkAllowed() error {

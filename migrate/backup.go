@@ -27,6 +27,8 @@ type journal struct {
 	// Permanent is the digest of the records without a TTL, which a migration never changes. If the data has another one,
 	// somebody has written to it since, and the backup is not of this data.
 	Permanent string `json:"permanent"`
+	// Failed says what was found missing or changed after a step. Nothing but a restore goes on from there.
+	Failed string `json:"failed,omitempty"`
 }
 
 func journalPath(l datadir.Layout) string { return filepath.Join(l.WorkDir(), JournalName) }
@@ -40,24 +42,36 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	if j := readJournal(m.layout); j != nil && j.Permanent == now.Permanent() {
 		m.backup = j.Backup
 		m.report.Backup = j.Backup
+		j.From, j.Target = m.st.Version, m.plan.Target
+		if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
+			return refuse(err, "the data dir must be writable")
+		}
 		m.tell(Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
 		return nil
 	}
+	// What could not be written down afterwards must not be begun: each start would make one more backup.
+	m.foreign = readJournal(m.layout) != nil
 	began := m.now()
+	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent()}
+	if !m.foreign {
+		if err := errors.Join(datadir.MkdirAll(m.layout.WorkDir()), datadir.WriteJSON(journalPath(m.layout), j)); err != nil {
+			return refuse(err, "the data dir, and etcd-migrate in it, must be writable")
+		}
+	}
 	b, err := datadir.CreateBackup(ctx, m.layout, m.layout.BackupsDir(m.BackupDir), datadir.Meta{
 		Version: m.st.Version, Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
 	}, m.progress("backup", "bytes"))
 	if err != nil {
+		if !m.foreign {
+			err = errors.Join(err, m.endJournal())
+		}
 		if ctx.Err() != nil {
 			return &Error{Kind: Interrupted, Op: "back up", Err: context.Cause(ctx), Hint: "give the same command again"}
 		}
 		return &Error{Kind: Refused, Op: "back up", Err: err,
 			Hint: fmt.Sprintf("make room in %s, or name a directory on another volume with --backup-dir", m.layout.BackupsDir(m.BackupDir))}
 	}
-	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Backup: b.Path, Permanent: now.Permanent()}
-	if err := datadir.MkdirAll(m.layout.WorkDir()); err != nil {
-		return refuse(err, "the data dir must be writable")
-	}
+	j.Backup = b.Path
 	if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
 		return refuse(err, "the data dir must be writable")
 	}
@@ -70,13 +84,23 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 func readJournal(l datadir.Layout) *journal {
 	var j journal
 	// One that cannot be read is as good as none: a further backup is made then, and none is ever overwritten.
-	if err := datadir.ReadJSON(journalPath(l), &j); err != nil || j.Format != 1 {
+	if err := datadir.ReadJSON(journalPath(l), &j); err != nil || j.Format != 1 || j.Backup == "" {
 		return nil
 	}
 	if b := datadir.OpenBackup(j.Backup); b.Err != nil {
 		return nil
 	}
 	return &j
+}
+
+// rememberFailure makes every later run refuse: a failed proof must not be lost with the process.
+func (m *Migrator) rememberFailure(s Step, proof error) error {
+	j := readJournal(m.layout)
+	if j == nil {
+		return proof
+	}
+	j.Failed = fmt.Sprintf("the step %s to %s failed its proof: %v", s.Kind, s.To, proof)
+	return errors.Join(proof, datadir.WriteJSON(journalPath(m.layout), j))
 }
 
 // continueJournal notes what the records are after a step that has changed what the v2 store does not know: how often a key
@@ -99,7 +123,8 @@ func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 		return &Error{Kind: Failed, Op: "finish", Err: err, Backup: m.backup,
 			Data: fmt.Sprintf("the data is at %s and complete", m.plan.Target), Hint: "give the same command again"}
 	}
-	if m.KeepBackups > 0 && m.backup != "" {
+	// Where an earlier run's journal did not fit the data, its backup can be the one from before everything.
+	if m.KeepBackups > 0 && m.backup != "" && !m.foreign {
 		removed, err := m.layout.Prune(m.layout.BackupsDir(m.BackupDir), m.KeepBackups)
 		m.report.Pruned = removed
 		if err != nil {

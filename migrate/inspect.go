@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"time"
@@ -43,13 +45,21 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 		return st, nil, nil //nolint:nilerr // a journal that cannot be read is an interrupted restore, too
 	}
 	fromFile, fileErr := readVersionFile(l)
-	if presence != datadir.Present {
+	fresh := func() (State, *contents, error) {
 		st.Presence, st.VersionFile = Fresh, fromFile
+		_, err := os.Lstat(freshMarker(l))
+		st.firstStart = err == nil
 		st.refuseAbsence(l, l.BackupsDir(""), fileErr)
 		return st, nil, nil
 	}
+	if presence != datadir.Present {
+		return fresh()
+	}
 
 	data, err := readMember(l)
+	if errors.Is(err, raftlog.ErrNoLog) && neverUsed(l) {
+		return fresh() // a first start that ended after etcd had made its db and before it made its log
+	}
 	if err != nil {
 		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
@@ -87,9 +97,20 @@ func (st *State) refuseAbsence(l datadir.Layout, backupsDir string, fileErr erro
 	if errors.As(fileErr, &invalid) {
 		st.block("version-file-invalid", fileErr.Error(), "see docs/formats/version.txt.md")
 	}
-	backups, _ := datadir.ListBackups(backupsDir) // a directory that cannot be read holds none that anybody could restore
+	own := backupsDir == l.BackupsDir("")
+	if _, err := os.Lstat(journalPath(l)); err == nil && own {
+		st.block("member-missing", fmt.Sprintf("%s holds no member's data, but the journal of a migration", l.DataDir),
+			"an etcd would begin an empty cluster here: find the data, or restore the backup that "+journalPath(l)+" names")
+		return
+	}
+	backups, err := datadir.ListBackups(backupsDir)
+	if err != nil {
+		st.block("member-missing", fmt.Sprintf("%s holds no member's data, and whether there are backups of it cannot be told: %v", l.DataDir, err),
+			"an etcd would begin an empty cluster here: make the backup directory readable")
+		return
+	}
 	for _, b := range backups {
-		if b.Err == nil && b.Manifest.DataDir != l.DataDir {
+		if !own && b.Err == nil && b.Manifest.DataDir != l.DataDir {
 			continue // of another member
 		}
 		st.block("member-missing", fmt.Sprintf("%s holds no member's data, but there are backups of it in %s", l.DataDir, backupsDir),
@@ -97,6 +118,21 @@ func (st *State) refuseAbsence(l datadir.Layout, backupsDir string, fileErr erro
 				"or move the backups away if a new cluster is what you want")
 		return
 	}
+}
+
+// freshMarker is a file in the work dir that stands from the first start on a fresh data dir until a member's data is
+// there. Without it, a version.txt without a member means that the data has been lost.
+func freshMarker(l datadir.Layout) string { return filepath.Join(l.WorkDir(), "fresh") }
+
+// neverUsed reports whether there is no db, or one that no etcd has ever written anything to.
+func neverUsed(l datadir.Layout) bool {
+	db, err := keyspace.OpenDB(l.DB())
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer db.Close()
+	info, err := db.Info()
+	return err == nil && info.Revision <= 1 && info.ConsistentIndex == 0 && info.Leases == 0 && len(info.Users) == 0
 }
 
 // contents is what a stopped member's files hold, open for reading.

@@ -41,6 +41,12 @@ func (m *Migrator) AttachLeases(ctx context.Context, directory string, ttl time.
 		return nil, err
 	}
 	defer unlock()
+	if err := m.takeOver(); err != nil {
+		return nil, err
+	}
+	if readJournal(m.layout) != nil {
+		return nil, refuse(errors.New("a migration of this data dir has been begun and not finished"), "finish it first")
+	}
 	if m.st, err = Inspect(ctx, m.layout, m.now()); err != nil {
 		return nil, err
 	}

@@ -76,7 +76,7 @@ func (st *State) checkMembers() {
 	}
 	switch {
 	case voters > 1:
-		st.block("several-members", fmt.Sprintf("the data is of a cluster of %d members", len(st.Members)),
+		st.note(severalMembers, fmt.Sprintf("the data is of a cluster of %d members", len(st.Members)),
 			"migrating several members is not supported yet: upgrade them with etcd's own rolling upgrade, or make a cluster of one "+
 				"from this member with --force-new-cluster, migrate it and add the others anew")
 	case st.Member.Learner:

@@ -74,7 +74,9 @@ type Migrator struct {
 	// reading them can take as long as converting them.
 	log    *contents
 	backup string
-	step   int // the number of the step under way, counted from 1
+	// foreign says that there is the journal of an earlier run, and that the data is not what it was then.
+	foreign bool
+	step    int // the number of the step under way, counted from 1
 }
 
 // New gives a Migrator for the request.
@@ -110,16 +112,18 @@ func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	m.report.DataDir = m.layout.DataDir
-	if m.upToDate() {
-		m.report.From = m.Target
-		return m.report, nil
-	}
-
 	unlock, err := m.lock()
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	if m.upToDate() {
+		m.report.From = m.Target
+		return m.report, nil
+	}
+	if err := m.takeOver(); err != nil {
+		return nil, err
+	}
 	if err := m.inspectAndPlan(ctx); err != nil {
 		return nil, err
 	}
@@ -169,7 +173,7 @@ func (m *Migrator) open() (err error) {
 	return nil
 }
 
-// lock keeps other etcd-migrates out, and sees that no etcd is running on the data.
+// lock keeps other etcd-migrates out.
 func (m *Migrator) lock() (unlock func(), err error) {
 	release, err := m.layout.Lock()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -178,24 +182,33 @@ func (m *Migrator) lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, held(err)
 	}
-	if err := m.layout.LiveEtcd(); err != nil {
-		return nil, held(errors.Join(err, release()))
-	}
-	unlock = func() {
+	return func() {
 		if err := release(); err != nil {
 			m.Log.Debug("unlock data dir", "error", err)
 		}
+	}, nil
+}
+
+// takeOver sees that the data is at rest, and that nothing stands in the way of changing it.
+func (m *Migrator) takeOver() error {
+	if err := m.layout.LiveEtcd(); err != nil {
+		return held(err)
 	}
 	// A restore that was killed half way has to be completed before anything in the data dir means anything.
 	backup, _, err := m.layout.ResumeRestore()
 	if err != nil {
-		unlock()
-		return nil, refuse(err, "mend the cause, or restore a backup again with `etcd-migrate backup restore`")
+		return refuse(err, "mend the cause, or restore a backup again with `etcd-migrate backup restore`")
 	}
 	if backup != "" {
 		m.Log.Info("completed an interrupted restore", "backup", backup)
 	}
-	return unlock, nil
+	// A proof that has failed is not forgotten because the container was started again.
+	if j := readJournal(m.layout); j != nil && j.Failed != "" {
+		return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
+			Hint: "restore the backup with `etcd-migrate backup restore`, and report this with the message; " +
+				"nothing else may be done with the data until then"}
+	}
+	return nil
 }
 
 func held(err error) error {
@@ -238,7 +251,7 @@ func (m *Migrator) fail(ctx context.Context, s Step, err error) error {
 	e := &Error{Kind: Failed, Op: fmt.Sprintf("step %d of %d, %s to %s", m.step, len(m.plan.Steps), s.Kind, s.To), Err: err, Backup: m.backup}
 	e.Data = fmt.Sprintf("the data is at %s, as version.txt says", s.From)
 	e.Hint = hintFor(err)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))) {
 		e.Kind, e.Err, e.Hint = Interrupted, context.Cause(ctx), "give the same command again to go on from there"
 	}
 	return e

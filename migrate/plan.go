@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -104,8 +105,16 @@ func MakePlan(st State, target versionfile.Version, have binaries.Set, leftovers
 	if err := b.walk(st, target); err != nil {
 		return Plan{}, err
 	}
+	if b.plan.needsBackup() {
+		if i := slices.IndexFunc(st.Problems, func(p Problem) bool { return p.Code == severalMembers }); i >= 0 {
+			return Plan{}, &Error{Kind: Refused, Op: "plan", Err: &st.Problems[i], Hint: st.Problems[i].Hint}
+		}
+	}
 	return b.plan, nil
 }
+
+// severalMembers is the code of the problem that stops everything but a record.
+const severalMembers = "several-members"
 
 func checkTarget(st State, target versionfile.Version) error {
 	switch m := target.Minor(); {
@@ -129,15 +138,16 @@ func checkTarget(st State, target versionfile.Version) error {
 	return nil
 }
 
-// planFresh allows a start from nothing only where nothing says that there has been something. A version.txt that names
-// the target is that of an earlier start that died before etcd made its files.
+// planFresh allows a start from nothing only where nothing says that there has been something.
 func planFresh(p Plan, st State) (Plan, error) {
 	switch {
 	case st.VersionFile == nil:
 		p.Steps = append(p.Steps, Step{Kind: StepRecord, To: p.Target, Why: "the data dir holds no member yet"})
-	case *st.VersionFile != p.Target:
+	case !st.firstStart:
 		return Plan{}, refuse(fmt.Errorf("%s holds no member's data, but its version.txt says %s", st.DataDir, st.VersionFile),
 			"if there was data, find it: an etcd would begin an empty cluster here; if a new cluster is what you want, remove version.txt")
+	case *st.VersionFile != p.Target:
+		p.Steps = append(p.Steps, Step{Kind: StepRecord, From: *st.VersionFile, To: p.Target, Why: "the data dir holds no member yet"})
 	}
 	return p, nil
 }

@@ -144,7 +144,7 @@ func TestPlan(t *testing.T) {
 				"upgrade 3.5.35/etcd3 by etcd-3.5.35",
 			}},
 		"fresh":                       {State{Presence: Fresh}, "3.7.3/etcd3", binaries.Set{}, []string{"record 3.7.3/etcd3"}},
-		"fresh, and recorded already": {State{Presence: Fresh, VersionFile: new(parse("3.7.3/etcd3"))}, "3.7.3/etcd3", binaries.Set{}, nil},
+		"fresh, and recorded already": {State{Presence: Fresh, VersionFile: new(parse("3.7.3/etcd3")), firstStart: true}, "3.7.3/etcd3", binaries.Set{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := MakePlan(tc.state, parse(tc.target), tc.have, LeftoversRefuse)
@@ -190,6 +190,9 @@ func TestPlanRefuses(t *testing.T) {
 		"users in the v2 store": {
 			at("3.4.31/etcd3", v2Users), "3.6.16/etcd3", all,
 			[]string{"1 users (root) and 1 roles (guest)", "etcdctl user add", "--v2-leftovers=discard"}},
+		"a version.txt without a member, even that of the target": {
+			State{DataDir: "/data", Presence: Fresh, VersionFile: new(parse("3.6.16/etcd3"))}, "3.6.16/etcd3", all,
+			[]string{"/data holds no member's data", "remove version.txt"}},
 		"a version.txt without a member": {
 			State{DataDir: "/data", Presence: Fresh, VersionFile: new(parse("3.5.1/etcd3"))}, "3.6.16/etcd3", all,
 			[]string{"/data holds no member's data", "3.5.1/etcd3", "remove version.txt"}},

@@ -194,10 +194,35 @@ func TestFreshDataDir(t *testing.T) {
 			if v, err := versionfile.Read(m.dir); err != nil || v != r.Target {
 				t.Errorf("version.txt is %s, %v", v, err)
 			}
+			// An etcd that ends before it has made its files may be started again; one whose files are gone may not.
+			if again := m.migrate(t, "3.7"); again.Changed() {
+				t.Errorf("the second start did %+v", again.Steps)
+			}
 			m.serves(t, "3.7")
 			if again := m.migrate(t, "3.7"); again.Changed() {
-				t.Errorf("the second run did %+v", again.Steps)
+				t.Errorf("the run after it did %+v", again.Steps)
+			}
+			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
+			if _, err := migrate.New(m.request(t, "3.7")).Run(t.Context()); migrate.KindOf(err) != migrate.Refused {
+				t.Errorf("without its member: %v", err)
 			}
 		})
+	}
+}
+
+// TestFailedProofIsRemembered: what one run has found to be missing stops every later one, until a backup is restored.
+func TestFailedProofIsRemembered(t *testing.T) {
+	set := etcds(t)
+	m := write(t, set, "3.5", versionfile.Etcd3)
+	r := m.migrate(t, "3.6")
+	journal := filepath.Join(m.dir, "etcd-migrate", migrate.JournalName)
+	must(t, datadir.WriteJSON(journal, map[string]any{
+		"format": 1, "began": r.Began, "from": r.From, "target": r.Target, "backup": r.Backup, "permanent": "", "failed": "3 keys are gone",
+	}))
+	for _, target := range []string{"3.6", "3.7"} {
+		_, err := migrate.New(m.request(t, target)).Run(t.Context())
+		if migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "3 keys are gone") || !strings.Contains(err.Error(), r.Backup) {
+			t.Errorf("%s: %v", target, err)
+		}
 	}
 }

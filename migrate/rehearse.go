@@ -48,6 +48,9 @@ func Rehearse(ctx context.Context, r Request, scratch string) (rehearsal *Rehear
 		return nil, refuse(err, "name a directory for the copy that can be written to")
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := ownLike(dir, m.layout.DataDir); err != nil {
+		return nil, refuse(err, "the copy must belong to the user that the data belongs to")
+	}
 	began := m.now()
 	copied, files, err := copyMember(ctx, m.layout, dir)
 	if err != nil {
@@ -88,7 +91,7 @@ func Rehearse(ctx context.Context, r Request, scratch string) (rehearsal *Rehear
 func copyMember(ctx context.Context, l datadir.Layout, dir string) (copied datadir.Layout, digests map[string]string, err error) {
 	copied.DataDir = filepath.Join(dir, "data")
 	copied.WALDir = filepath.Join(copied.MemberDir(), "wal")
-	if err := os.Mkdir(copied.DataDir, 0o700); err != nil {
+	if err := errors.Join(os.Mkdir(copied.DataDir, 0o700), ownLike(copied.DataDir, l.DataDir)); err != nil {
 		return copied, nil, err
 	}
 	from := map[string]string{l.MemberDir(): copied.MemberDir()}
@@ -112,6 +115,16 @@ func copyMember(ctx context.Context, l datadir.Layout, dir string) (copied datad
 		}
 	}
 	return copied, digests, nil
+}
+
+// ownLike gives a directory the owner of another, if we are root: a private etcd runs as that user.
+func ownLike(dir, model string) error {
+	info, err := os.Stat(model)
+	if err != nil || os.Geteuid() != 0 {
+		return err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	return os.Chown(dir, int(st.Uid), int(st.Gid))
 }
 
 // watchDisk notes the most that dir takes, until stop is called.

@@ -36,6 +36,8 @@ type State struct {
 
 	Problems []Problem `json:"problems"`
 
+	// firstStart says that a fresh data dir's version.txt is that of a first start that has not got to a member yet.
+	firstStart bool
 	// convertedBack says that a rollback to the v2 store is under way.
 	convertedBack bool
 }

@@ -33,11 +33,12 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 		return nil, m.fail(ctx, s, err)
 	}
 	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String()}
-	if err := m.prove(s, before, after, &result); err != nil {
-		return nil, m.fail(ctx, s, err)
+	err = m.prove(s, before, after, &result)
+	if err == nil {
+		err = m.proveSideData(s, side, &result)
 	}
-	if err := m.proveSideData(s, side, &result); err != nil {
-		return nil, m.fail(ctx, s, err)
+	if err != nil {
+		return nil, m.fail(ctx, s, m.rememberFailure(s, err))
 	}
 	if err := m.record(s); err != nil {
 		return nil, m.fail(ctx, s, err)
@@ -82,6 +83,10 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *St
 	}
 	d := keyspace.Compare(before, after)
 	for _, ended := range d.Ended {
+		// Of a key of the v2 store the instant is known at which it ends, in nanoseconds.
+		if s.To.Storage == versionfile.Etcd2 && ended.ID > m.now().UnixNano() {
+			return fmt.Errorf("%d keys are gone before their time", ended.Before)
+		}
 		result.TTLsEnded += int(ended.Before)
 	}
 	if !d.Kept() {
@@ -93,7 +98,10 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *St
 // record makes version.txt say what the data now is.
 func (m *Migrator) record(s Step) error {
 	if m.st.Presence == Fresh {
-		if err := datadir.MkdirAll(m.layout.DataDir); err != nil {
+		if err := errors.Join(datadir.MkdirAll(m.layout.DataDir), datadir.MkdirAll(m.layout.WorkDir())); err != nil {
+			return err
+		}
+		if err := datadir.WriteFile(freshMarker(m.layout), nil, 0o600); err != nil {
 			return err
 		}
 	}

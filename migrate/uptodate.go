@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
@@ -21,7 +22,14 @@ func (m *Migrator) upToDate() bool {
 	if presence, err := m.layout.Presence(); err != nil || presence != datadir.Present {
 		return false
 	}
+	if err := os.Remove(freshMarker(m.layout)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
 	if _, err := os.Lstat(journalPath(m.layout)); !errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	// Without its log, because a volume is not mounted for example, an etcd begins a new cluster.
+	if logs, err := filepath.Glob(filepath.Join(m.layout.WALDir, "*.wal")); err != nil || len(logs) == 0 {
 		return false
 	}
 	if backup, err := m.layout.InterruptedRestore(); err != nil || backup != "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"text/tabwriter"
@@ -49,7 +50,8 @@ func (f backupFlags) find(id string) (datadir.Layout, datadir.Backup, error) {
 		return l, datadir.Backup{}, err
 	}
 	for i := len(all) - 1; i >= 0; i-- {
-		if all[i].ID == id || id == "newest" && all[i].Err == nil {
+		ours := f.BackupDir == "" || all[i].Manifest.DataDir == l.DataDir
+		if all[i].ID == id || id == "newest" && all[i].Err == nil && ours {
 			return l, all[i], nil
 		}
 	}
@@ -159,6 +161,10 @@ func (c *backupRestoreCmd) Run(ctx context.Context) (err error) {
 	replaced, err := b.Restore(ctx, l, nil)
 	if err != nil {
 		return inUse("restore", err)
+	}
+	// The migration that made the backup is over with that.
+	if err := os.Remove(filepath.Join(l.WorkDir(), migrate.JournalName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	fmt.Printf("%s is what backup %s holds: %s\n", l.DataDir, b.ID, b.Manifest.Version)
 	for _, dir := range replaced {

@@ -30,7 +30,7 @@ func (c *rollbackCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(plan.Steps) > 0 && !plan.Back() {
+	if plan.Forward() {
 		return &migrate.Error{Kind: migrate.Refused, Op: "roll back",
 			Err:  fmt.Errorf("the data is at %s, which is not above the target %s", st.Version, plan.Target),
 			Hint: "to go on to a newer version, give `etcd-migrate migrate`"}
