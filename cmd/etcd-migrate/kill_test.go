@@ -67,7 +67,7 @@ func TestKilled(t *testing.T) {
 				time.Sleep(after)
 				_ = cmd.Process.Kill()
 				_ = cmd.Wait()
-				if orphans := processesOn(dir); orphans != "" {
+				if orphans := orphansOn(dir); orphans != "" {
 					t.Fatalf("left running when killed after %s: %s", after, orphans)
 				}
 				wholeBackupOrUntouched(t, dir, after)

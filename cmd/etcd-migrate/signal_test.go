@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -53,7 +54,7 @@ func TestSignals(t *testing.T) {
 		// Each run gets a step further at least, because what is waited for is the start of the second step that it makes.
 		sig := signals[runs%len(signals)]
 		code, log := interrupt(t, migrate(), 2, sig)
-		if orphans := processesOn(dir); orphans != "" {
+		if orphans := orphansOn(dir); orphans != "" {
 			t.Fatalf("left running after %s: %s", sig, orphans)
 		}
 		if code == exitOK {
@@ -113,6 +114,18 @@ func interrupt(t *testing.T, cmd *exec.Cmd, n int, sig syscall.Signal) (int, str
 		t.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), log.String()
+}
+
+// orphansOn gives the etcds that are still running a moment after their etcd-migrate has ended: the kernel kills them with
+// it, and that takes them a moment, too.
+func orphansOn(dir string) string {
+	const moment = 3 * time.Second
+	for until := time.Now().Add(moment); ; time.Sleep(5 * time.Millisecond) {
+		orphans := processesOn(dir)
+		if orphans == "" || time.Now().After(until) {
+			return orphans
+		}
+	}
 }
 
 // processesOn gives the command lines of the etcds that run on a data dir.
