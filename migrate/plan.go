@@ -163,6 +163,7 @@ type planner struct {
 
 func (b *planner) walk(st State, target versionfile.Version) error {
 	if isBack(b.at, target) {
+		b.leftovers = false // they are in nobody's way below 3.6, and a conversion back that was killed has put them there
 		if err := b.back(st, target); err != nil {
 			return err
 		}

@@ -130,6 +130,11 @@ func TestPlan(t *testing.T) {
 			"downgrade 3.5.35/etcd3 by etcd-3.5.35",
 			"convert-back 3.5.35/etcd2",
 		}},
+		"back after a kill in the conversion": {
+			at("3.0.17/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, TopLevel: 2} }), "2.3.8/etcd2", all, []string{
+				"convert-back 3.0.17/etcd2",
+				"downgrade 2.3.8/etcd2 by etcd-2.3.8",
+			}},
 		"back after a kill": {at("3.6.1/etcd3", func(st *State) { st.Log.PendingV3 = 1 }), "3.5.35/etcd3", all, []string{
 			"replay 3.6.16/etcd3 by etcd-3.6.16",
 			"downgrade 3.5.35/etcd3 by etcd-3.5.35",
