@@ -127,14 +127,22 @@ func duration(seconds float64) string {
 // pair runs both things in turn, so that whatever else the machine does falls on both, and gives their medians.
 func (b *bench) pair(ours, them func() (sample, error)) (o, t sample, err error) {
 	var os, ts []sample
-	for range b.runs {
-		so, err := ours()
+	for i := range b.runs {
+		// In turn, because what comes first finds the machine's memory in another state.
+		first, second := ours, them
+		if i%2 == 1 {
+			first, second = them, ours
+		}
+		so, err := first()
 		if err != nil {
 			return o, t, err
 		}
-		st, err := them()
+		st, err := second()
 		if err != nil {
 			return o, t, err
+		}
+		if i%2 == 1 {
+			so, st = st, so
 		}
 		os, ts = append(os, so), append(ts, st)
 	}
