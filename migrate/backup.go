@@ -80,17 +80,23 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	return nil
 }
 
-// readJournal gives nil if no migration has been begun, or if its backup is gone.
-func readJournal(l datadir.Layout) *journal {
+// loadJournal gives nil if no migration has been begun. A journal that cannot be read is as good as none: a further backup
+// is made then, and none is ever overwritten.
+func loadJournal(l datadir.Layout) *journal {
 	var j journal
-	// One that cannot be read is as good as none: a further backup is made then, and none is ever overwritten.
-	if err := datadir.ReadJSON(journalPath(l), &j); err != nil || j.Format != 1 || j.Backup == "" {
-		return nil
-	}
-	if b := datadir.OpenBackup(j.Backup); b.Err != nil {
+	if err := datadir.ReadJSON(journalPath(l), &j); err != nil || j.Format != 1 {
 		return nil
 	}
 	return &j
+}
+
+// readJournal is loadJournal, and gives nil as well if the backup is not there.
+func readJournal(l datadir.Layout) *journal {
+	j := loadJournal(l)
+	if j == nil || j.Backup == "" || datadir.OpenBackup(j.Backup).Err != nil {
+		return nil
+	}
+	return j
 }
 
 // rememberFailure makes every later run refuse: a failed proof must not be lost with the process.

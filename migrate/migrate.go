@@ -203,7 +203,7 @@ func (m *Migrator) takeOver() error {
 		m.Log.Info("completed an interrupted restore", "backup", backup)
 	}
 	// A proof that has failed is not forgotten because the container was started again.
-	if j := readJournal(m.layout); j != nil && j.Failed != "" {
+	if j := loadJournal(m.layout); j != nil && j.Failed != "" {
 		return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
 			Hint: "restore the backup with `etcd-migrate backup restore`, and report this with the message; " +
 				"nothing else may be done with the data until then"}
