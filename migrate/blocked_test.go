@@ -102,7 +102,7 @@ func TestRights(t *testing.T) {
 // TestWithoutForcedSnapshots switches the cure for F03, F05 and F06 off: then the same migration does not get through.
 func TestWithoutForcedSnapshots(t *testing.T) {
 	set := etcds(t)
-	m := v3Only(t, set, nil, "3.0")
+	m := v3Only(t, set, awaitSync, "3.0")
 	before := m.clone(t)
 	defer migrate.SetSnapshotCount(0)()
 	r := m.request(t, "3.7")

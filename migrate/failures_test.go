@@ -117,7 +117,7 @@ func TestFailures(t *testing.T) {
 			fails(t, m, "3.5", neverReady)
 			return m
 		}, "3.5", neverReady, "3.7", nil},
-		"F05 SYNC in the log": {func(t *testing.T) member { return v3Only(t, set, nil, "3.0", "3.5") },
+		"F05 SYNC in the log": {func(t *testing.T) member { return v3Only(t, set, awaitSync, "3.0", "3.5") },
 			"3.6", "detected disallowed v2 WAL", "3.7", nil},
 		"F05 QGET in the log": {func(t *testing.T) member {
 			return v3Only(t, set, func(s *pathtest.Server) { pollHealth(t, s) }, "3.3", "3.5")
@@ -188,6 +188,13 @@ func TestFailures(t *testing.T) {
 				must(t, err)
 			})
 		})
+	}
+}
+
+// awaitSync gives an old etcd the time to write a SYNC into its log, which it does every half second.
+func awaitSync(s *pathtest.Server) {
+	if s.Release.Minor() == v(3, 0) {
+		time.Sleep(2 * time.Second)
 	}
 }
 
