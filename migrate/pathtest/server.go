@@ -29,6 +29,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -167,11 +169,18 @@ func (s *Server) lastOutput() string {
 	return strings.Join(lines[max(0, len(lines)-5):], "\n")
 }
 
+// impatient tries again at once, where gRPC would wait a second because nobody listened yet.
+var impatient = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 100 * time.Millisecond},
+	MinConnectTimeout: 5 * time.Second,
+}
+
 // V3 gives a client of the v3 API, which Stop and Kill close.
 func (s *Server) V3() (*clientv3.Client, error) {
 	if s.v3 == nil {
 		c, err := clientv3.New(clientv3.Config{
 			Endpoints: []string{s.URL}, Logger: zap.NewNop(), MaxCallRecvMsgSize: 1 << 30,
+			DialOptions: []grpc.DialOption{grpc.WithConnectParams(impatient)},
 		})
 		if err != nil {
 			return nil, err

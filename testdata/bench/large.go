@@ -76,12 +76,13 @@ func (b *bench) convert(ctx context.Context, keys, size, ttls int) error {
 }
 
 // fillV2 writes the keys through the v2 API of an etcd 3.4, and lets it stop with a version.txt that says so.
-func (b *bench) fillV2(ctx context.Context, dir string, keys, size, ttls int) error {
+func (b *bench) fillV2(ctx context.Context, dir string, keys, size, ttls int, flags ...string) error {
 	bin, err := b.newest("3.4")
 	if err != nil {
 		return err
 	}
-	s, err := pathtest.Start(ctx, bin, dir, "--enable-v2", "--unsafe-no-fsync", "--heartbeat-interval=100", "--election-timeout=1000")
+	flags = append(flags, "--enable-v2", "--unsafe-no-fsync", "--heartbeat-interval=100", "--election-timeout=1000")
+	s, err := pathtest.Start(ctx, bin, dir, flags...)
 	if err != nil {
 		return err
 	}

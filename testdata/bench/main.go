@@ -56,11 +56,12 @@ var parts = []struct {
 	{"convert", (*bench).conversion},
 	{"million", (*bench).million},
 	{"backup", (*bench).backup},
+	{"growth", (*bench).growth},
 }
 
 func main() {
 	runs := flag.Int("runs", 5, "how often each thing is measured; the median counts")
-	only := flag.String("only", "", "measure only these, comma-separated: nothing, path, steps, convert, million, backup")
+	only := flag.String("only", "", "measure only these, comma-separated: nothing, path, steps, convert, million, backup, growth (not measured unless named)")
 	dir := flag.String("scratch", "", "directory for the data (default: the system's for temporary files)")
 	flag.Parse()
 	if err := measure(flag.Arg(0), *dir, *runs, *only); err != nil {
@@ -86,7 +87,7 @@ func measure(bin, dir string, runs int, only string) error {
 	defer os.RemoveAll(scratch)
 	b := &bench{bin: filepath.Join(bin, "etcd-migrate"), etcds: etcds, scratch: scratch, runs: runs}
 	for _, p := range parts {
-		if only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
+		if only == "" && p.name == "growth" || only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", p.name)
@@ -99,6 +100,9 @@ func measure(bin, dir string, runs int, only string) error {
 }
 
 func (b *bench) print() {
+	if len(b.rows) == 0 {
+		return
+	}
 	fmt.Printf("%d cores, %s/%s, %s, median of %d; %s\n\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version(), b.runs, b.etcds)
 	w := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "measured\tours\tthe other\tthe other is\ttime ratio\tgoal\tpeak memory ratio")
