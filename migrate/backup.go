@@ -59,7 +59,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 		}
 	}
 	b, err := datadir.CreateBackup(ctx, m.layout, m.layout.BackupsDir(m.BackupDir), datadir.Meta{
-		Version: m.st.Version, Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
+		Version: m.st.Version, Member: m.st.Log.ClusterID + "/" + m.st.Member.ID, Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
 	}, m.progress("backup", "bytes"))
 	if err != nil {
 		if !m.foreign {

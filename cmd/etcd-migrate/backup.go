@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -39,7 +40,8 @@ func (f backupFlags) open() (datadir.Layout, string, error) {
 	return l, l.BackupsDir(f.BackupDir), nil
 }
 
-// find gives the backup with that id; "newest" is the newest one that has a good manifest.
+// find gives the backup with that id; "newest" is the newest one of the data dir that has a good manifest, unless there are
+// backups of several members.
 func (f backupFlags) find(id string) (datadir.Layout, datadir.Backup, error) {
 	l, dir, err := f.open()
 	if err != nil {
@@ -49,11 +51,22 @@ func (f backupFlags) find(id string) (datadir.Layout, datadir.Backup, error) {
 	if err != nil {
 		return l, datadir.Backup{}, err
 	}
-	for i := len(all) - 1; i >= 0; i-- {
-		ours := f.BackupDir == "" || all[i].Manifest.DataDir == l.DataDir
-		if all[i].ID == id || id == "newest" && all[i].Err == nil && ours {
-			return l, all[i], nil
+	var newest *datadir.Backup
+	for _, b := range slices.Backward(all) {
+		ours := f.BackupDir == "" || b.Manifest.DataDir == l.DataDir
+		switch {
+		case b.ID == id:
+			return l, b, nil
+		case id != "newest" || b.Err != nil || !ours:
+		case newest == nil:
+			newest = &b
+		case b.Manifest.Member != newest.Manifest.Member:
+			return l, datadir.Backup{}, usagef("%s holds backups of the members %s and %s with the data dir %s; give the id of the right one",
+				dir, newest.Manifest.Member, b.Manifest.Member, l.DataDir)
 		}
+	}
+	if newest != nil {
+		return l, *newest, nil
 	}
 	return l, datadir.Backup{}, usagef("there is no backup %s in %s; see `etcd-migrate backup list`", id, dir)
 }
@@ -69,6 +82,7 @@ type backupItem struct {
 	Path    string    `json:"path"`
 	Version string    `json:"version,omitempty"`
 	Created time.Time `json:"created"`
+	Member  string    `json:"member,omitempty"`
 	Bytes   int64     `json:"bytes"`
 	Reason  string    `json:"reason,omitempty"`
 	Error   string    `json:"error,omitempty"`
@@ -85,7 +99,7 @@ func (c *backupListCmd) Run() error {
 	}
 	items := []backupItem{}
 	for _, b := range all {
-		item := backupItem{ID: b.ID, Path: b.Path, Created: b.Manifest.Created, Bytes: b.Manifest.Bytes, Reason: b.Manifest.Reason}
+		item := backupItem{ID: b.ID, Path: b.Path, Created: b.Manifest.Created, Member: b.Manifest.Member, Bytes: b.Manifest.Bytes, Reason: b.Manifest.Reason}
 		if b.Err != nil {
 			item.Error = b.Err.Error()
 		}
@@ -102,13 +116,13 @@ func (c *backupListCmd) Run() error {
 		return nil
 	}
 	w := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "ID\tVERSION\tSIZE\tWHY")
+	fmt.Fprintln(w, "ID\tVERSION\tMEMBER\tSIZE\tWHY")
 	for _, b := range items {
 		why := b.Reason
 		if b.Error != "" {
 			why = "broken: " + b.Error
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", b.ID, b.Version, humanize.IBytes(uint64(b.Bytes)), why)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", b.ID, b.Version, b.Member, humanize.IBytes(uint64(b.Bytes)), why)
 	}
 	if err := w.Flush(); err != nil {
 		return err

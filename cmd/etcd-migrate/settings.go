@@ -23,7 +23,7 @@ type migrationFlags struct {
 	BinDir      string `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with etcd-<version> of every minor on the way (${default})."`
 	Storage     string `group:"migration" name:"target-storage" env:"TARGET_STORAGE" placeholder:"etcd2|etcd3" help:"Which store is to hold the keys. Default: etcd3 from 3.0 on."`
 	BackupDir   string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
-	KeepBackups int    `group:"migration" placeholder:"N" env:"KEEP_BACKUPS" help:"Remove older backups when the migration is done, so that N are left. Backups are told apart by the path of the data dir: don't let several members share a backup directory then. Default: keep all."`
+	KeepBackups int    `group:"migration" placeholder:"N" env:"KEEP_BACKUPS" help:"Remove older backups when the migration is done, so that N of each member with this data dir are left. Default: keep all."`
 
 	AllowRollback bool   `group:"migration" env:"ALLOW_ROLLBACK" help:"Allow a target below the data. Without it, that is refused."`
 	Accept        string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried over: v3-keys, over-quota (etcd2 to etcd3); unfit-keys, not-utf8, not-json, v2-keys, v3-auth (back). Without it, such data is refused."`

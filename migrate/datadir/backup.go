@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ type Backup struct {
 // Meta is what a new backup's manifest says besides what CreateBackup sees for itself.
 type Meta struct {
 	Version versionfile.Version // of the data, or zero if it is not known
+	Member  string              // see Manifest.Member
 	Reason  string
 	Tool    string
 }
@@ -74,7 +76,7 @@ func createBackup(ctx context.Context, l Layout, dir string, meta Meta, progress
 		return b, err
 	}
 	m := Manifest{
-		Format: manifestFormat, Version: meta.Version, Reason: meta.Reason, Tool: meta.Tool,
+		Format: manifestFormat, Version: meta.Version, Member: meta.Member, Reason: meta.Reason, Tool: meta.Tool,
 		Created: now().UTC(), DataDir: l.DataDir, WALDir: l.WALDir, SeparateWAL: l.SeparateWAL(),
 	}
 	lock, err := reserve(dir, &m)
@@ -274,8 +276,8 @@ func ListBackups(dir string) ([]Backup, error) {
 	return all, nil
 }
 
-// Prune removes the oldest backups of this member from dir, so that keep are left, and says which ids it removed.
-// keep is at least 1: the newest backup always stays. Backups of other data dirs are left alone. A backup with a
+// Prune removes the oldest backups of this data dir from dir, so that keep are left of each member, and says which ids it
+// removed. keep is at least 1: the newest backup always stays. Backups of other data dirs are left alone. A backup with a
 // broken manifest is left too, does not count, and is named in the error.
 func (l Layout) Prune(dir string, keep int) (removed []string, err error) {
 	if keep < 1 {
@@ -285,20 +287,25 @@ func (l Layout) Prune(dir string, keep int) (removed []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var mine []Backup
+	kept := map[string]int{} // by member
+	var old []Backup         // newest first
 	var broken []error
-	for _, b := range all {
-		if b.Err != nil {
+	for _, b := range slices.Backward(all) {
+		switch {
+		case b.Err != nil:
 			broken = append(broken, fmt.Errorf("leave a broken backup alone: %w", b.Err))
-		} else if b.Manifest.DataDir == l.DataDir {
-			mine = append(mine, b)
+		case b.Manifest.DataDir != l.DataDir:
+		case kept[b.Manifest.Member] < keep:
+			kept[b.Manifest.Member]++
+		default:
+			old = append(old, b)
 		}
 	}
-	for ; len(mine) > keep; mine = mine[1:] {
-		if err := discard(mine[0].Path, unfinished(dir, mine[0].ID)); err != nil {
-			return removed, errors.Join(append(broken, fmt.Errorf("remove backup %s: %w", mine[0].Path, err))...)
+	for _, b := range slices.Backward(old) {
+		if err := discard(b.Path, unfinished(dir, b.ID)); err != nil {
+			return removed, errors.Join(append(broken, fmt.Errorf("remove backup %s: %w", b.Path, err))...)
 		}
-		removed = append(removed, mine[0].ID)
+		removed = append(removed, b.ID)
 	}
 	return removed, errors.Join(broken...)
 }

@@ -315,6 +315,23 @@ func TestPrune(t *testing.T) {
 	}
 }
 
+// Members whose data dirs have the same path, on machines of their own, can share a directory.
+func TestPruneByMember(t *testing.T) {
+	l := makeMember(t, t.TempDir(), false)
+	dir := l.BackupsDir("")
+	var ids []string
+	for _, member := range []string{"c/1", "c/2", "c/1", "c/1", "c/2"} {
+		b, err := CreateBackup(t.Context(), l, dir, Meta{Member: member}, nil)
+		must(t, err)
+		ids = append(ids, b.ID)
+	}
+	removed, err := l.Prune(dir, 1)
+	must(t, err)
+	if diff := cmp.Diff([]string{ids[0], ids[1], ids[2]}, removed); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A killed Prune leaves no half backup that looks like one.
 func TestPruneFaults(t *testing.T) {
 	for n := 1; ; n++ {

@@ -21,17 +21,20 @@ const manifestFormat = 1
 
 // Manifest is a backup's manifest.json: what is in the backup, and where it came from.
 type Manifest struct {
-	Format      int                 `json:"format"`
-	ID          string              `json:"id"`
-	Version     versionfile.Version `json:"version"` // of the data; empty if nobody knew
-	Reason      string              `json:"reason"`  // why the backup was made, in words
-	Tool        string              `json:"tool"`    // the version of etcd-migrate that made it
-	Created     time.Time           `json:"created"`
-	DataDir     string              `json:"dataDir"`
-	WALDir      string              `json:"walDir"`
-	SeparateWAL bool                `json:"separateWAL"`
-	Bytes       int64               `json:"bytes"` // the sum of the files' sizes
-	Files       []File              `json:"files"` // directories before what is in them
+	Format  int                 `json:"format"`
+	ID      string              `json:"id"`
+	Version versionfile.Version `json:"version"` // of the data; empty if nobody knew
+	Reason  string              `json:"reason"`  // why the backup was made, in words
+	Tool    string              `json:"tool"`    // the version of etcd-migrate that made it
+	Created time.Time           `json:"created"`
+	// Member is the id of cluster and member in hexadecimal, "c/m"; empty if nobody knew. The data dirs of members that
+	// share a directory for their backups often have the same path.
+	Member      string `json:"member,omitempty"`
+	DataDir     string `json:"dataDir"`
+	WALDir      string `json:"walDir"`
+	SeparateWAL bool   `json:"separateWAL"`
+	Bytes       int64  `json:"bytes"` // the sum of the files' sizes
+	Files       []File `json:"files"` // directories before what is in them
 	// Digest is the SHA-256 of manifest.json itself with this digest taken out of its quotes, in hexadecimal. It
 	// finds damage; it does not stop somebody who wants to change a backup.
 	Digest string `json:"digest"`
