@@ -41,8 +41,9 @@ vuln: ## look for known vulnerabilities in what is linked in (asks the Go vulner
 bench: build binaries ## measure against the old way, as ratios in one run
 	@go run ./testdata/bench $(BENCH) $(BIN)
 
-crash: build binaries ## kill upgrades, rollbacks, restores and conversions a hundred times each, at random moments
-	ETCD_MIGRATE_KILLS=100 go test -run 'TestKilled' -count=1 -timeout 60m -v ./cmd/etcd-migrate ./migrate/convert
+crash: build binaries ## kill upgrades, rollbacks, restores and conversions at every change and at random moments
+	ETCD_MIGRATE_KILLS=100 go test -run TestKilled -count=1 -timeout 10m ./migrate/convert ./migrate/downgrade
+	ETCD_MIGRATE_CRASH=all ETCD_MIGRATE_KILLS=20 go test -run 'TestKilled' -count=1 -timeout 60m -v ./cmd/etcd-migrate
 
 image: ## build the container image with podman (MINORS, TARGET, ARCH and IMAGE choose)
 	+@image/tools.sh

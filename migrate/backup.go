@@ -40,26 +40,32 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 		return nil
 	}
 	if j := readJournal(m.layout); j != nil && j.Permanent == now.Permanent() {
-		m.backup = j.Backup
-		m.report.Backup = j.Backup
 		j.From, j.Target = m.st.Version, m.plan.Target
-		if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
-			return refuse(err, "the data dir must be writable")
-		}
-		m.tell(Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
-		return nil
+		return m.useBackup(*j, Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
 	}
 	// What could not be written down afterwards must not be begun: each start would make one more backup.
 	m.foreign = readJournal(m.layout) != nil
-	began := m.now()
+	began, dir := m.now(), m.layout.BackupsDir(m.BackupDir)
 	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent()}
+	if old := loadJournal(m.layout); old != nil && old.Backup == "" {
+		// Killed while the backup was made, or right after it: then it is whole, and only the journal does not have it.
+		b, found, err := m.layout.UnchangedSince(dir)
+		if err != nil {
+			return refuse(err, "the data dir and the backups must be readable")
+		}
+		if found {
+			j.Backup = b.Path
+			return m.useBackup(j, Event{Kind: EventBackup, Backup: b.Path, Reused: true})
+		}
+	}
 	if !m.foreign {
 		if err := errors.Join(datadir.MkdirAll(m.layout.WorkDir()), datadir.WriteJSON(journalPath(m.layout), j)); err != nil {
 			return refuse(err, "the data dir, and etcd-migrate in it, must be writable")
 		}
 	}
-	b, err := datadir.CreateBackup(ctx, m.layout, m.layout.BackupsDir(m.BackupDir), datadir.Meta{
-		Version: m.st.Version, Member: m.st.Log.ClusterID + "/" + m.st.Member.ID, Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
+	b, err := datadir.CreateBackup(ctx, m.layout, dir, datadir.Meta{
+		Version: m.st.Version, Member: m.st.Log.ClusterID + "/" + m.st.Member.ID,
+		Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
 	}, m.progress("backup", "bytes"))
 	if err != nil {
 		if !m.foreign {
@@ -69,14 +75,19 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 			return &Error{Kind: Interrupted, Op: "back up", Err: context.Cause(ctx), Hint: "give the same command again"}
 		}
 		return &Error{Kind: Refused, Op: "back up", Err: err,
-			Hint: fmt.Sprintf("make room in %s, or name a directory on another volume with --backup-dir", m.layout.BackupsDir(m.BackupDir))}
+			Hint: fmt.Sprintf("make room in %s, or name a directory on another volume with --backup-dir", dir)}
 	}
-	j.Backup = b.Path
+	j.Backup, m.report.BackupSeconds = b.Path, m.now().Sub(began).Seconds()
+	return m.useBackup(j, Event{Kind: EventBackup, Backup: b.Path})
+}
+
+// useBackup notes in the journal which backup is the one from before the first step.
+func (m *Migrator) useBackup(j journal, e Event) error {
 	if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
 		return refuse(err, "the data dir must be writable")
 	}
-	m.backup, m.report.Backup, m.report.BackupSeconds = b.Path, b.Path, m.now().Sub(began).Seconds()
-	m.tell(Event{Kind: EventBackup, Backup: b.Path})
+	m.backup, m.report.Backup = j.Backup, j.Backup
+	m.tell(e)
 	return nil
 }
 

@@ -140,6 +140,9 @@ func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 	if err := m.backUp(ctx, before); err != nil {
 		return nil, err
 	}
+	if err := m.correctVersionFile(); err != nil {
+		return nil, err
+	}
 	for i, s := range m.plan.Steps {
 		m.step = i + 1
 		after, err := m.take(ctx, s, before)

@@ -95,6 +95,19 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *St
 	return nil
 }
 
+// correctVersionFile makes version.txt say what the data was found to be at, where it says something else: an earlier run
+// was killed between a step and its record. Should this one be killed there too, the two would be two minors apart, and
+// nobody could tell any more which of them is right.
+func (m *Migrator) correctVersionFile() error {
+	if f := m.st.VersionFile; len(m.plan.Steps) == 0 || m.st.Presence == Fresh || f == nil || *f == m.st.Version {
+		return nil
+	}
+	if err := versionfile.Write(m.layout.DataDir, m.st.Version); err != nil {
+		return refuse(err, "the data dir must be writable")
+	}
+	return nil
+}
+
 // record makes version.txt say what the data now is.
 func (m *Migrator) record(s Step) error {
 	if m.st.Presence == Fresh {

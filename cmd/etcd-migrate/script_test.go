@@ -20,7 +20,15 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asMain) != "" {
 		main()
 	}
-	testscript.Main(m, map[string]func(){"etcd-migrate": main})
+	testscript.Main(withTable{m}, map[string]func(){"etcd-migrate": main})
+}
+
+// withTable prints what TestKilled has done when all tests are done.
+type withTable struct{ *testing.M }
+
+func (m withTable) Run() int {
+	defer table.print(os.Stdout)
+	return m.M.Run()
 }
 
 // TestScripts runs the scripts in testdata/script. Besides the commands of testscript they have:

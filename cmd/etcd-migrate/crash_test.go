@@ -1,0 +1,436 @@
+//go:build amd64
+
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// TestKilled kills etcd-migrate right before each of its system calls that changes a file, starts an etcd or stops one, and
+// then again in the run that follows, and once more in the one after that. At every one of these points there must be a
+// whole backup or nothing has been changed yet, and no etcd is left over; and the run that is not killed ends as if none
+// had been: the same content, version.txt, backups, and not a file more.
+//
+// Of a migration each step is tried by itself, beginning with what the step before it has left. Some points are tried here,
+// others each time; ETCD_MIGRATE_CRASH=all, which `make crash` sets, tries all of them. Besides, it kills at random moments
+// of time, which finds an etcd at its work, too: ETCD_MIGRATE_KILLS says how often.
+func TestKilled(t *testing.T) {
+	for _, sc := range scenarios(t) {
+		t.Run(sc.name, func(t *testing.T) {
+			t.Parallel()
+			sc.open(t)
+			for stage := range sc.stages {
+				sc.killEverywhere(t, stage)
+			}
+			sc.account()
+			if !sc.brief {
+				sc.killAtRandom(t)
+				sc.account()
+			}
+		})
+	}
+}
+
+// scenario is something that is done to a data dir.
+type scenario struct {
+	name string
+	// args is the command; again is the one that is given after a kill, if that is not the same.
+	args, again []string
+	// from is the data dir to begin with, "" for none; brief says that it takes next to no time.
+	from  string
+	brief bool
+	// content is what clients must find in the end, of an etcd of that minor.
+	content pathtest.Content
+	end     versionfile.Minor
+	// backupDir and walDir are elsewhere, if that is set.
+	elsewhere bool
+
+	*material
+	root, dir string
+	stages    []string // copies of root, one for each step to begin with
+	changes   []int    // how many changes each of them makes
+	want      outcome
+	took      time.Duration
+	row       row
+}
+
+// open runs the command once undisturbed, and keeps what there is after each version.txt that it writes.
+func (sc *scenario) open(t *testing.T) {
+	t.Helper()
+	base := resolved(t, t.TempDir())
+	sc.root = filepath.Join(base, "root")
+	sc.dir = filepath.Join(sc.root, "etcd")
+	sc.row = row{scenario: sc.name, records: len(sc.content.Keys)}
+	stage := func() string {
+		to := filepath.Join(base, fmt.Sprintf("stage%d", len(sc.stages)))
+		copyDir(t, sc.root, to)
+		sc.stages, sc.changes = append(sc.stages, to), append(sc.changes, 0)
+		return to
+	}
+	if err := os.MkdirAll(sc.root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if sc.from != "" {
+		copyDir(t, sc.from, sc.dir)
+	}
+	if sc.elsewhere {
+		sc.moveWAL(t)
+	}
+	stage()
+	tr := tracer{
+		roots: []string{sc.root},
+		enter: func(c *call) action {
+			if c.changes() {
+				sc.changes[len(sc.changes)-1]++
+			}
+			return goOn
+		},
+		exit: func(c *call, ret int64) {
+			if sc.stepDone(c) && ret == 0 {
+				stage()
+			}
+		},
+	}
+	sc.trace(t, &tr, sc.args, "the undisturbed run")
+	if sc.again != nil {
+		sc.run(t, sc.again, "the undisturbed run")
+	}
+	// What is after the last version.txt belongs to its step.
+	sc.changes[max(0, len(sc.changes)-2)] += sc.changes[len(sc.changes)-1]
+	sc.stages = sc.stages[:max(1, len(sc.stages)-1)]
+	sc.want = sc.outcome(t)
+
+	sc.begin(t, 0)
+	began := time.Now()
+	sc.run(t, sc.args, "the undisturbed run")
+	sc.took = time.Since(began)
+	sc.run(t, sc.redo(), "the command, given twice")
+	sc.compare(t, "undisturbed")
+}
+
+// account puts what was done into the table.
+func (sc *scenario) account() {
+	table.add(sc.row)
+	sc.row = row{scenario: sc.name + ", at random moments", records: len(sc.content.Keys)}
+}
+
+// moveWAL gives the member a WAL dir of its own.
+func (sc *scenario) moveWAL(t *testing.T) {
+	t.Helper()
+	if err := os.Rename(filepath.Join(sc.dir, "member/wal"), sc.walDir()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (sc *scenario) walDir() string { return filepath.Join(sc.root, "wal") }
+
+// stepDone reports whether a call ends a step.
+func (sc *scenario) stepDone(c *call) bool {
+	return c.op == "rename" && c.to == filepath.Join(sc.dir, "version.txt") && sc.args[0] != "backup"
+}
+
+// killEverywhere begins with a stage and kills before each change up to the next stage.
+func (sc *scenario) killEverywhere(t *testing.T, stage int) {
+	t.Helper()
+	if os.Getenv("ETCD_MIGRATE_CRASH") == "all" {
+		for n, more := 1, true; more; n++ {
+			more = sc.killAt(t, stage, n)
+		}
+		return
+	}
+	// A run that begins at a later stage writes its journal again.
+	const journal = 7
+	points := 1
+	if len(sc.stages) == 1 {
+		points = 3
+	}
+	for range points {
+		sc.killAt(t, stage, 1+rand.IntN(sc.changes[stage]+journal))
+	}
+}
+
+// killAt kills before the n-th change, and in every second case again in the next runs. It reports whether the run got to
+// that change before its next stage.
+func (sc *scenario) killAt(t *testing.T, stage, n int) bool {
+	t.Helper()
+	sc.begin(t, stage)
+	where, more := sc.kill(t, sc.args, n, true)
+	where = fmt.Sprintf("begun at step %d, killed before change %d: %s", stage+1, n, where)
+	sc.check(t, where)
+	for redo := n; redo%2 == 1; redo = rand.IntN(3) {
+		at, _ := sc.kill(t, sc.redo(), 1+rand.IntN(sc.changes[stage]+4), false)
+		where += ", and then before " + at
+		sc.check(t, where)
+	}
+	sc.finish(t, where)
+	return more
+}
+
+// kill runs the command until its n-th change, or if it is to end there, until it has got to its next step. It gives the
+// call before which it was killed, and whether that was the n-th change.
+func (sc *scenario) kill(t *testing.T, args []string, n int, within bool) (where string, reached bool) {
+	t.Helper()
+	changes, done := 0, false
+	where = "its end"
+	tr := tracer{
+		roots: []string{sc.root},
+		enter: func(c *call) action {
+			if !c.changes() {
+				return goOn
+			}
+			changes++
+			// Of what follows version.txt only the journal and the backups belong to the same step.
+			next := within && done && (c.op == "start" || c.op == "create" && !strings.HasPrefix(c.path, filepath.Join(sc.dir, "etcd-migrate")))
+			if changes < n && !next {
+				return goOn
+			}
+			where, reached = c.String(), !next
+			return kill
+		},
+		exit: func(c *call, ret int64) { done = done || sc.stepDone(c) && ret == 0 },
+	}
+	sc.trace(t, &tr, args, "")
+	sc.row.kills++
+	return where, reached
+}
+
+// killAtRandom kills at random moments of the whole, and now and then again.
+func (sc *scenario) killAtRandom(t *testing.T) {
+	t.Helper()
+	kills, err := strconv.Atoi(os.Getenv("ETCD_MIGRATE_KILLS"))
+	if err != nil {
+		kills = 1
+	}
+	for sc.row.kills < kills {
+		sc.begin(t, 0)
+		where := "killed"
+		for again := true; again; again = rand.IntN(3) == 0 {
+			after := time.Duration(rand.Int64N(int64(sc.took)))
+			sc.killAfter(t, after)
+			where += fmt.Sprintf(" after %s", after)
+			sc.check(t, where)
+		}
+		sc.finish(t, where)
+	}
+}
+
+func (sc *scenario) killAfter(t *testing.T, after time.Duration) {
+	t.Helper()
+	cmd, _ := sc.command(t, sc.args)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(after)
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	sc.row.kills++
+}
+
+// begin makes the data dir what it was at the beginning of a stage.
+func (sc *scenario) begin(t *testing.T, stage int) {
+	t.Helper()
+	copyDir(t, sc.stages[stage], sc.root)
+}
+
+func (sc *scenario) redo() []string {
+	if sc.again != nil {
+		return sc.again
+	}
+	return sc.args
+}
+
+// check is what must hold right after a kill.
+func (sc *scenario) check(t *testing.T, where string) {
+	t.Helper()
+	if orphans := orphansOn(sc.dir); orphans != "" {
+		t.Fatalf("%s: left running: %s", where, orphans)
+	}
+	version, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
+	untouched := string(version) == sc.first && sc.args[0] != "backup"
+	if len(sc.backups(t, where)) == 0 && !untouched {
+		sc.row.backupsLost++
+		t.Errorf("%s: there is no backup, and version.txt says %q", where, version)
+	}
+}
+
+// backups gives the versions of all backups, which must be whole.
+func (sc *scenario) backups(t *testing.T, where string) (versions []string) {
+	t.Helper()
+	all, err := datadir.ListBackups(sc.backupDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, b := range all {
+		if err := b.Verify(t.Context(), nil); err != nil {
+			sc.row.backupsLost++
+			t.Errorf("%s: %v", where, err)
+		}
+		versions = append(versions, b.Manifest.Version.String())
+	}
+	return versions
+}
+
+func (sc *scenario) backupDir() string {
+	if sc.elsewhere {
+		return filepath.Join(sc.root, "backups")
+	}
+	return filepath.Join(sc.dir, "etcd-migrate/backups")
+}
+
+// finish gives the command again, and wants the end to be what it would have been.
+func (sc *scenario) finish(t *testing.T, where string) {
+	t.Helper()
+	sc.run(t, sc.redo(), where)
+	sc.row.reruns++
+	got := sc.outcome(t)
+	if diff := cmp.Diff(sc.want, got); diff != "" {
+		sc.row.backupsLost += max(0, len(sc.want.Backups)-len(got.Backups))
+		t.Errorf("%s: the end is not that of an undisturbed run: %s", where, diff)
+	}
+	sc.compare(t, where)
+	if t.Failed() {
+		t.FailNow() // one account of it is enough
+	}
+}
+
+// compare reads everything through the etcd that the data is for now.
+func (sc *scenario) compare(t *testing.T, where string) {
+	t.Helper()
+	bin, ok := sc.set.Newest(sc.end)
+	if !ok {
+		t.Fatalf("there is no etcd %s", sc.end)
+	}
+	var flags []string
+	if sc.elsewhere {
+		flags = []string{"--wal-dir", sc.walDir()}
+	}
+	diffs := pathtest.Compare(sc.content, serve(t, bin, sc.dir, flags...))
+	for _, d := range diffs {
+		t.Errorf("%s: %s", where, d)
+	}
+	sc.row.lost += len(diffs)
+}
+
+// outcome is what must be the same after any number of kills.
+type outcome struct {
+	Version string
+	Backups []string // their versions
+	Files   []string // the names of all files but those of backups, without what is a number or a time in them
+}
+
+var (
+	number = regexp.MustCompile(`[0-9a-f]{16}`)
+	moment = regexp.MustCompile(`[0-9]{8}T[0-9]{6}Z`)
+	// prepared is a log segment that an etcd 3.x makes ahead of need. Killed, it leaves it, and the next one takes it over.
+	prepared = regexp.MustCompile(`wal/[01]\.tmp$`)
+)
+
+func (sc *scenario) outcome(t *testing.T) (o outcome) {
+	t.Helper()
+	version, err := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
+	if err != nil && sc.first != "" {
+		t.Error(err)
+	}
+	o.Version, o.Backups = string(version), sc.backups(t, "in the end")
+	err = filepath.WalkDir(sc.root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := strings.TrimPrefix(path, sc.root)
+		name = moment.ReplaceAllString(number.ReplaceAllString(name, "N"), "T")
+		if prepared.MatchString(name) {
+			return nil
+		}
+		if !slices.Contains(o.Files, name) {
+			o.Files = append(o.Files, name)
+		}
+		if filepath.Dir(path) == sc.backupDir() && d.IsDir() && !strings.HasPrefix(d.Name(), ".") || strings.HasPrefix(d.Name(), "replaced-") {
+			return filepath.SkipDir
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(o.Files)
+	if sc.again != nil {
+		// It depends on how far the first command got what backups there are to be, and what was replaced.
+		o.Backups = nil
+		o.Files = slices.DeleteFunc(o.Files, func(name string) bool {
+			return strings.Contains(name, "/backups/T-") || strings.Contains(name, "/replaced-T")
+		})
+	}
+	return o
+}
+
+// run runs a command to its end.
+func (sc *scenario) run(t *testing.T, args []string, where string) {
+	t.Helper()
+	cmd, said := sc.command(t, args)
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v: %v\n%s", where, args, err, said())
+	}
+}
+
+// trace runs a command under a tracer. If there is a word for where that is, it must come to its end.
+func (sc *scenario) trace(t *testing.T, tr *tracer, args []string, where string) syscall.WaitStatus {
+	t.Helper()
+	cmd, said := sc.command(t, args)
+	end := tr.run(t, cmd)
+	if where != "" && (!end.Exited() || end.ExitStatus() != 0) {
+		t.Fatalf("%s: %v ends with %v\n%s", where, args, end, said())
+	}
+	return end
+}
+
+// command is a command with the data dir's flags, and what gives its output.
+func (sc *scenario) command(t *testing.T, args []string) (*exec.Cmd, func() string) {
+	t.Helper()
+	args = append(slices.Clone(args), "--data-dir", sc.dir)
+	if sc.elsewhere {
+		args = append(args, "--wal-dir", sc.walDir(), "--backup-dir", sc.backupDir())
+	}
+	if args[0] != "backup" {
+		args = append(args, "--bin-dir", sc.set.Dir, "--log-format", "text")
+	}
+	said, err := os.CreateTemp(t.TempDir(), "output")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(sc.program, args...)
+	cmd.Stdout, cmd.Stderr = said, said
+	return cmd, func() string {
+		text, err := os.ReadFile(said.Name())
+		if err != nil {
+			t.Error(err)
+		}
+		return string(text)
+	}
+}
+
+func resolved(t *testing.T, path string) string {
+	t.Helper()
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -1,0 +1,424 @@
+//go:build amd64
+
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// tracer runs a program under ptrace(2) and meets each of its system calls that touches files below a directory. The
+// program is the real one, without any code for it: that is what makes these tests complete, and keeps them so. Only the
+// program's own threads are traced, not what it starts, unless followed is set.
+//
+// strace could do it too, but counts the calls of each thread by itself, and Go moves its work between threads. The numbers
+// and registers are those of amd64; what is tested with them is the same everywhere.
+type tracer struct {
+	// roots are the directories below which a call counts. Links must have been resolved.
+	roots []string
+	// reads makes calls count that only read, too.
+	reads bool
+	// followed makes the calls of child processes count, too.
+	followed bool
+	// enter is called before a call is made, exit after it, with what it returned: below 0 a negated errno. What enter
+	// returns is done. All calls come from one goroutine, and only the calling thread stands still meanwhile.
+	enter func(c *call) action
+	exit  func(c *call, ret int64)
+}
+
+// action is what becomes of a call. A positive one is an errno that the call gives without having been made.
+type action int
+
+const (
+	goOn action = 0
+	kill action = -1
+)
+
+// call is a system call that counts.
+type call struct {
+	// n counts the calls from 1.
+	n int
+	// op is what it does: create, write, truncate, clone, rename, link, remove, mkdir, sync, attributes; open and read if
+	// reads is set; start and signal, which are about a child process and have no path.
+	op string
+	// path is absolute; to is the new path of a rename or link.
+	path, to string
+	pid      int // of the thread
+	child    bool
+	exchange bool
+	answer   action
+}
+
+func (c *call) String() string {
+	s := c.op + " " + c.path
+	if c.to != "" {
+		s += " " + c.to
+	}
+	if c.child {
+		s = "etcd's " + s
+	}
+	return fmt.Sprintf("%d: %s", c.n, s)
+}
+
+// changes reports whether the call changes what another process sees.
+func (c *call) changes() bool { return c.op != "sync" && c.op != "open" && c.op != "read" }
+
+// syscallInfo is struct ptrace_syscall_info of linux/ptrace.h.
+type syscallInfo struct {
+	op   uint8 // 1 entry, 2 exit
+	_    [3]uint8
+	arch uint32
+	ip   uint64
+	sp   uint64
+	data [7]uint64 // at entry the number and six arguments, at exit the result
+}
+
+const (
+	ptraceGetSyscallInfo = 0x420e
+	atEntry, atExit      = 1, 2
+	syscallStop          = syscall.SIGTRAP | 0x80
+)
+
+// tracers are the threads that trace. The kernel takes requests only from the thread that has started the program, and that
+// thread must wait for no other child; so these have never done anything else.
+var tracers = func() chan<- func() {
+	const most = 4
+	jobs, ready := make(chan func()), make(chan bool)
+	for range most {
+		go func() {
+			runtime.LockOSThread()
+			ready <- true
+			for job := range jobs {
+				job()
+			}
+		}()
+		<-ready
+	}
+	return jobs
+}()
+
+// run gives how the program ended.
+func (tr *tracer) run(t *testing.T, cmd *exec.Cmd) (end syscall.WaitStatus) {
+	t.Helper()
+	done := make(chan error)
+	tracers <- func() {
+		var err error
+		end, err = tr.trace(cmd)
+		done <- err
+	}
+	if err := <-done; err != nil {
+		t.Fatalf("trace %v: %v", cmd.Args, err)
+	}
+	return end
+}
+
+func (tr *tracer) trace(cmd *exec.Cmd) (end syscall.WaitStatus, err error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		return end, fmt.Errorf("start: %w (tracing needs ptrace(2): in a container, CAP_SYS_PTRACE or a kernel of 4.8 or later)", err)
+	}
+	pid := cmd.Process.Pid
+	defer func() { _ = cmd.Process.Release() }() // it has been waited for here
+	options := unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_EXITKILL
+	if tr.followed {
+		options |= unix.PTRACE_O_TRACEVFORK | unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEEXEC
+	}
+	s := session{tracer: tr, main: pid, pending: map[int]*call{}, known: map[int]bool{}}
+	for {
+		var ws syscall.WaitStatus
+		tid, err := syscall.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ECHILD):
+			return end, nil
+		case err != nil:
+			return end, err
+		}
+		if ws.Exited() || ws.Signaled() {
+			if tid == pid {
+				end = ws
+			}
+			delete(s.pending, tid)
+			continue
+		}
+		if !s.known[tid] {
+			s.known[tid] = true
+			if tid == pid {
+				if err := unix.PtraceSetOptions(pid, options); err != nil {
+					return end, fmt.Errorf("set the options of ptrace: %w", err)
+				}
+			}
+			s.resume(tid, 0) // from the stop that it begins with
+			continue
+		}
+		switch sig := ws.StopSignal(); {
+		case sig == syscallStop:
+			if err := s.stopped(tid); err != nil && !errors.Is(err, unix.ESRCH) {
+				return end, err
+			}
+			s.resume(tid, 0)
+		case sig == syscall.SIGTRAP && ws.TrapCause() > 0:
+			s.resume(tid, 0)
+		default:
+			s.resume(tid, sig)
+		}
+	}
+}
+
+// session is one program under way.
+type session struct {
+	*tracer
+	main    int
+	n       int
+	pending map[int]*call // by thread
+	known   map[int]bool
+	killed  bool
+}
+
+// resume lets a thread go on. It may be gone, by a signal for example.
+func (s *session) resume(tid int, sig syscall.Signal) { _ = unix.PtraceSyscall(tid, int(sig)) }
+
+// stopped deals with a thread that enters or leaves a system call.
+func (s *session) stopped(tid int) error {
+	var info syscallInfo
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, ptraceGetSyscallInfo, uintptr(tid), unsafe.Sizeof(info),
+		uintptr(unsafe.Pointer(&info)), 0, 0); errno != 0 {
+		return errno
+	}
+	switch info.op {
+	case atEntry:
+		return s.entered(tid, info.data)
+	case atExit:
+		c := s.pending[tid]
+		if c == nil {
+			return nil
+		}
+		delete(s.pending, tid)
+		ret := int64(info.data[0])
+		if c.answer > 0 {
+			ret = -int64(c.answer)
+			if err := setRegisters(tid, func(r *unix.PtraceRegs) { r.Rax = uint64(ret) }); err != nil {
+				return err
+			}
+		}
+		if s.exit != nil {
+			s.exit(c, ret)
+		}
+	}
+	return nil
+}
+
+func (s *session) entered(tid int, data [7]uint64) error {
+	if s.killed {
+		return nil
+	}
+	c := s.decode(tid, data)
+	if c == nil {
+		return nil
+	}
+	s.n++
+	c.n, c.pid = s.n, tid
+	s.pending[tid] = c
+	if s.enter == nil {
+		return nil
+	}
+	switch c.answer = s.enter(c); {
+	case c.answer == kill:
+		s.killed = true
+		return unix.Kill(s.main, unix.SIGKILL) // whom the kernel kills in a stop does not make the call any more
+	case c.answer > 0:
+		return setRegisters(tid, func(r *unix.PtraceRegs) { r.Orig_rax = ^uint64(0) }) // no call at all
+	}
+	return nil
+}
+
+func setRegisters(tid int, change func(*unix.PtraceRegs)) error {
+	var r unix.PtraceRegs
+	if err := unix.PtraceGetRegs(tid, &r); err != nil {
+		return err
+	}
+	change(&r)
+	return unix.PtraceSetRegs(tid, &r)
+}
+
+// decode gives nil for a call that does not count.
+func (s *session) decode(tid int, data [7]uint64) *call {
+	nr, a := data[0], data[1:]
+	c := &call{}
+	if s.followed {
+		c.child = threadGroup(tid) != s.main
+	}
+	fd := func(op string) { c.op, c.path = op, descriptor(tid, int32(a[0])) }
+	at := func(op string, dir, name uint64) { c.op, c.path = op, pathAt(tid, int32(dir), name) }
+	const here = uint64(0xffffff9c) // AT_FDCWD
+	flags := uint64(0)
+	switch nr {
+	case unix.SYS_OPEN:
+		flags = a[1]
+		at("open", here, a[0])
+	case unix.SYS_OPENAT:
+		flags = a[2]
+		at("open", a[0], a[1])
+	case unix.SYS_READ, unix.SYS_PREAD64, unix.SYS_GETDENTS64:
+		if !s.reads {
+			return nil
+		}
+		fd("read")
+	case unix.SYS_WRITE, unix.SYS_PWRITE64, unix.SYS_WRITEV, unix.SYS_PWRITEV, unix.SYS_SENDFILE, unix.SYS_FALLOCATE:
+		fd("write")
+	case unix.SYS_COPY_FILE_RANGE:
+		c.op, c.path = "write", descriptor(tid, int32(a[2]))
+	case unix.SYS_FTRUNCATE:
+		fd("truncate")
+	case unix.SYS_TRUNCATE:
+		at("truncate", here, a[0])
+	case unix.SYS_IOCTL:
+		if a[1] != unix.FICLONE {
+			return nil
+		}
+		fd("clone")
+	case unix.SYS_FSYNC, unix.SYS_FDATASYNC:
+		fd("sync")
+	case unix.SYS_RENAME, unix.SYS_LINK:
+		at("rename", here, a[0])
+		c.to = pathAt(tid, unix.AT_FDCWD, a[1])
+	case unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2, unix.SYS_LINKAT:
+		at("rename", a[0], a[1])
+		c.to = pathAt(tid, int32(a[2]), a[3])
+		c.exchange = nr == unix.SYS_RENAMEAT2 && a[4]&unix.RENAME_EXCHANGE != 0
+	case unix.SYS_UNLINK, unix.SYS_RMDIR:
+		at("remove", here, a[0])
+	case unix.SYS_UNLINKAT:
+		at("remove", a[0], a[1])
+	case unix.SYS_MKDIR:
+		at("mkdir", here, a[0])
+	case unix.SYS_MKDIRAT:
+		at("mkdir", a[0], a[1])
+	case unix.SYS_CHMOD, unix.SYS_CHOWN, unix.SYS_LCHOWN:
+		at("attributes", here, a[0])
+	case unix.SYS_FCHMODAT, unix.SYS_FCHOWNAT, unix.SYS_UTIMENSAT:
+		at("attributes", a[0], a[1])
+	case unix.SYS_FCHMOD, unix.SYS_FCHOWN:
+		fd("attributes")
+	case unix.SYS_CLONE:
+		return startOf(c, a[0])
+	case unix.SYS_CLONE3:
+		b := memory(tid, a[0], 8)
+		if len(b) < 8 {
+			return nil
+		}
+		return startOf(c, binary.LittleEndian.Uint64(b))
+	case unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_KILL:
+		c.op = "signal"
+		if a[1] == 0 || c.child {
+			return nil
+		}
+		return c
+	default:
+		return nil
+	}
+	if nr == unix.SYS_LINK || nr == unix.SYS_LINKAT {
+		c.op = "link"
+	}
+	if c.op == "open" {
+		switch {
+		case flags&unix.O_CREAT != 0:
+			c.op = "create"
+		case flags&unix.O_TRUNC != 0:
+			c.op = "truncate"
+		case !s.reads:
+			return nil
+		}
+	}
+	if !s.below(c.path) && (c.to == "" || !s.below(c.to)) {
+		return nil
+	}
+	return c
+}
+
+// startOf tells the start of a process from that of a thread.
+func startOf(c *call, flags uint64) *call {
+	if flags&unix.CLONE_THREAD != 0 || c.child {
+		return nil
+	}
+	c.op = "start"
+	return c
+}
+
+func (s *session) below(path string) bool {
+	return slices.ContainsFunc(s.roots, func(root string) bool {
+		return path == root || strings.HasPrefix(path, root+"/")
+	})
+}
+
+// threadGroup is the process that a thread belongs to.
+func threadGroup(tid int) int {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	for line := range strings.Lines(string(status)) {
+		var pid int
+		if _, err := fmt.Sscanf(line, "Tgid: %d", &pid); err == nil {
+			return pid
+		}
+	}
+	return tid
+}
+
+// descriptor gives the path of an open file, "" for what is none.
+func descriptor(tid int, fd int32) string {
+	path, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tid, fd))
+	return strings.TrimSuffix(path, " (deleted)")
+}
+
+// pathAt reads a path from the memory of the program, and makes it absolute.
+func pathAt(tid int, dir int32, address uint64) string {
+	name := text(tid, address)
+	if filepath.IsAbs(name) || name == "" {
+		return filepath.Clean(name)
+	}
+	base := descriptor(tid, dir)
+	if dir == unix.AT_FDCWD {
+		base, _ = os.Readlink(fmt.Sprintf("/proc/%d/cwd", tid))
+	}
+	return filepath.Join(base, name)
+}
+
+// text reads a string that ends with a zero byte.
+func text(tid int, address uint64) string {
+	const page = 4096
+	var all []byte
+	for len(all) < unix.PathMax {
+		part := memory(tid, address+uint64(len(all)), page-int((address+uint64(len(all)))%page)) // which is mapped as a whole
+		if end := slices.Index(part, 0); end >= 0 {
+			return string(append(all, part[:end]...))
+		}
+		if len(part) == 0 {
+			return ""
+		}
+		all = append(all, part...)
+	}
+	return string(all)
+}
+
+func memory(tid int, address uint64, n int) []byte {
+	b := make([]byte, n)
+	local := []unix.Iovec{{Base: &b[0]}}
+	local[0].SetLen(n)
+	got, err := unix.ProcessVMReadv(tid, local, []unix.RemoteIovec{{Base: uintptr(address), Len: n}}, 0)
+	if err != nil {
+		return nil
+	}
+	return b[:got]
+}
