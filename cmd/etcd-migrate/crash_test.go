@@ -21,7 +21,6 @@ import (
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
-	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 // TestKilled kills etcd-migrate right before each of its system calls that changes a file, starts an etcd or stops one, and
@@ -52,51 +51,94 @@ func TestKilled(t *testing.T) {
 // scenario is something that is done to a data dir.
 type scenario struct {
 	name string
-	// args is the command; again is the one that is given after a kill, if that is not the same.
-	args, again []string
-	// from is the data dir to begin with, "" for none; brief says that it takes next to no time.
-	from  string
-	brief bool
-	// content is what clients must find in the end, of an etcd of that minor.
-	content pathtest.Content
-	end     versionfile.Minor
-	// backupDir and walDir are elsewhere, if that is set.
+	// args is the command; before is one that is given beforehand, and again is the one that is given after a kill, if that is
+	// not the same.
+	before, args, again []string
+	// from is the data dir to begin with, "" for none.
+	from string
+	// end is the minor whose etcd must find the content in the end, in the v2 store if v2 is set or it has no other.
+	end string
+	v2  bool
+	// elsewhere makes the WAL dir one of its own, and puts the backups on another file system.
 	elsewhere bool
+	// brief says that it takes too little time to be met by a kill at random.
+	brief bool
 
 	*material
-	root, dir string
-	stages    []string // copies of root, one for each step to begin with
-	changes   []int    // how many changes each of them makes
-	want      outcome
-	took      time.Duration
-	row       row
+	dir   string
+	roots []string // the directories that all is in
+	first string   // what version.txt says to begin with
+
+	stages  []string // copies of the roots, one for each step to begin with
+	changes []int    // how many changes each step makes
+	want    outcome
+	took    time.Duration
+	row     row
 }
 
-// open runs the command once undisturbed, and keeps what there is after each version.txt that it writes.
-func (sc *scenario) open(t *testing.T) {
+// layOut makes what the scenario begins with.
+func (sc *scenario) layOut(t *testing.T) {
 	t.Helper()
-	base := resolved(t, t.TempDir())
-	sc.root = filepath.Join(base, "root")
-	sc.dir = filepath.Join(sc.root, "etcd")
-	sc.row = row{scenario: sc.name, records: len(sc.content.Keys)}
-	stage := func() string {
-		to := filepath.Join(base, fmt.Sprintf("stage%d", len(sc.stages)))
-		copyDir(t, sc.root, to)
-		sc.stages, sc.changes = append(sc.stages, to), append(sc.changes, 0)
-		return to
-	}
-	if err := os.MkdirAll(sc.root, 0o700); err != nil {
+	root := filepath.Join(resolved(t, t.TempDir()), "root")
+	sc.dir, sc.roots = filepath.Join(root, "etcd"), []string{root}
+	if err := os.MkdirAll(root, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if sc.from != "" {
 		copyDir(t, sc.from, sc.dir)
 	}
 	if sc.elsewhere {
-		sc.moveWAL(t)
+		sc.roots = append(sc.roots, otherFileSystem(t))
+		if err := os.Rename(filepath.Join(sc.dir, "member/wal"), sc.walDir()); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(sc.dir, "etcd-migrate")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sc.before != nil {
+		sc.run(t, sc.before, "what comes before")
+	}
+	version, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
+	sc.first = string(version)
+}
+
+// otherFileSystem is a directory that nothing can be renamed to from a temporary one.
+func otherFileSystem(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "etcd-migrate-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func (sc *scenario) walDir() string { return filepath.Join(sc.roots[0], "wal") }
+
+func (sc *scenario) backupDir() string {
+	if sc.elsewhere {
+		return filepath.Join(sc.roots[1], "backups")
+	}
+	return filepath.Join(sc.dir, "etcd-migrate/backups")
+}
+
+// open runs the command once undisturbed, and keeps what there is after each version.txt that it writes.
+func (sc *scenario) open(t *testing.T) {
+	t.Helper()
+	sc.layOut(t)
+	sc.row = row{scenario: sc.name, records: sc.records()}
+	base := t.TempDir()
+	stage := func() {
+		dir := filepath.Join(base, fmt.Sprintf("stage%d", len(sc.stages)))
+		for i, root := range sc.roots {
+			copyDir(t, root, filepath.Join(dir, strconv.Itoa(i)))
+		}
+		sc.stages, sc.changes = append(sc.stages, dir), append(sc.changes, 0)
 	}
 	stage()
 	tr := tracer{
-		roots: []string{sc.root},
+		roots: sc.roots,
 		enter: func(c *call) action {
 			if c.changes() {
 				sc.changes[len(sc.changes)-1]++
@@ -116,7 +158,7 @@ func (sc *scenario) open(t *testing.T) {
 	// What is after the last version.txt belongs to its step.
 	sc.changes[max(0, len(sc.changes)-2)] += sc.changes[len(sc.changes)-1]
 	sc.stages = sc.stages[:max(1, len(sc.stages)-1)]
-	sc.want = sc.outcome(t)
+	sc.want = sc.outcome(t, "undisturbed")
 
 	sc.begin(t, 0)
 	began := time.Now()
@@ -126,21 +168,19 @@ func (sc *scenario) open(t *testing.T) {
 	sc.compare(t, "undisturbed")
 }
 
+// records is how many keys there are.
+func (sc *scenario) records() int {
+	if sc.from == "" {
+		return 0
+	}
+	return len(sc.content.Keys)
+}
+
 // account puts what was done into the table.
 func (sc *scenario) account() {
 	table.add(sc.row)
-	sc.row = row{scenario: sc.name + ", at random moments", records: len(sc.content.Keys)}
+	sc.row = row{scenario: sc.name + ", at random moments", records: sc.records()}
 }
-
-// moveWAL gives the member a WAL dir of its own.
-func (sc *scenario) moveWAL(t *testing.T) {
-	t.Helper()
-	if err := os.Rename(filepath.Join(sc.dir, "member/wal"), sc.walDir()); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (sc *scenario) walDir() string { return filepath.Join(sc.root, "wal") }
 
 // stepDone reports whether a call ends a step.
 func (sc *scenario) stepDone(c *call) bool {
@@ -191,7 +231,7 @@ func (sc *scenario) kill(t *testing.T, args []string, n int, within bool) (where
 	changes, done := 0, false
 	where = "its end"
 	tr := tracer{
-		roots: []string{sc.root},
+		roots: sc.roots,
 		enter: func(c *call) action {
 			if !c.changes() {
 				return goOn
@@ -247,7 +287,9 @@ func (sc *scenario) killAfter(t *testing.T, after time.Duration) {
 // begin makes the data dir what it was at the beginning of a stage.
 func (sc *scenario) begin(t *testing.T, stage int) {
 	t.Helper()
-	copyDir(t, sc.stages[stage], sc.root)
+	for i, root := range sc.roots {
+		copyDir(t, filepath.Join(sc.stages[stage], strconv.Itoa(i)), root)
+	}
 }
 
 func (sc *scenario) redo() []string {
@@ -288,19 +330,12 @@ func (sc *scenario) backups(t *testing.T, where string) (versions []string) {
 	return versions
 }
 
-func (sc *scenario) backupDir() string {
-	if sc.elsewhere {
-		return filepath.Join(sc.root, "backups")
-	}
-	return filepath.Join(sc.dir, "etcd-migrate/backups")
-}
-
 // finish gives the command again, and wants the end to be what it would have been.
 func (sc *scenario) finish(t *testing.T, where string) {
 	t.Helper()
 	sc.run(t, sc.redo(), where)
 	sc.row.reruns++
-	got := sc.outcome(t)
+	got := sc.outcome(t, where)
 	if diff := cmp.Diff(sc.want, got); diff != "" {
 		sc.row.backupsLost += max(0, len(sc.want.Backups)-len(got.Backups))
 		t.Errorf("%s: the end is not that of an undisturbed run: %s", where, diff)
@@ -314,15 +349,15 @@ func (sc *scenario) finish(t *testing.T, where string) {
 // compare reads everything through the etcd that the data is for now.
 func (sc *scenario) compare(t *testing.T, where string) {
 	t.Helper()
-	bin, ok := sc.set.Newest(sc.end)
-	if !ok {
-		t.Fatalf("there is no etcd %s", sc.end)
-	}
 	var flags []string
 	if sc.elsewhere {
 		flags = []string{"--wal-dir", sc.walDir()}
 	}
-	diffs := pathtest.Compare(sc.content, serve(t, bin, sc.dir, flags...))
+	content := sc.content
+	if sc.from == "" {
+		content = pathtest.Content{Read: time.Now()}
+	}
+	diffs := pathtest.Compare(content, serve(t, sc.bin(t, sc.end), sc.dir, sc.v2, flags...))
 	for _, d := range diffs {
 		t.Errorf("%s: %s", where, d)
 	}
@@ -343,32 +378,31 @@ var (
 	prepared = regexp.MustCompile(`wal/[01]\.tmp$`)
 )
 
-func (sc *scenario) outcome(t *testing.T) (o outcome) {
+func (sc *scenario) outcome(t *testing.T, where string) (o outcome) {
 	t.Helper()
 	version, err := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
-	if err != nil && sc.first != "" {
-		t.Error(err)
-	}
-	o.Version, o.Backups = string(version), sc.backups(t, "in the end")
-	err = filepath.WalkDir(sc.root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		name := strings.TrimPrefix(path, sc.root)
-		name = moment.ReplaceAllString(number.ReplaceAllString(name, "N"), "T")
-		if prepared.MatchString(name) {
-			return nil
-		}
-		if !slices.Contains(o.Files, name) {
-			o.Files = append(o.Files, name)
-		}
-		if filepath.Dir(path) == sc.backupDir() && d.IsDir() && !strings.HasPrefix(d.Name(), ".") || strings.HasPrefix(d.Name(), "replaced-") {
-			return filepath.SkipDir
-		}
-		return nil
-	})
 	if err != nil {
-		t.Fatal(err)
+		t.Errorf("%s: %v", where, err)
+	}
+	o.Version, o.Backups = string(version), sc.backups(t, where)
+	for _, root := range sc.roots {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			name := moment.ReplaceAllString(number.ReplaceAllString(strings.TrimPrefix(path, root), "N"), "T")
+			if !prepared.MatchString(name) && !slices.Contains(o.Files, name) {
+				o.Files = append(o.Files, name)
+			}
+			backup := filepath.Dir(path) == sc.backupDir() && !strings.HasPrefix(d.Name(), ".")
+			if d.IsDir() && (backup || strings.HasPrefix(d.Name(), "replaced-")) {
+				return filepath.SkipDir
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	slices.Sort(o.Files)
 	if sc.again != nil {

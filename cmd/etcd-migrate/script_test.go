@@ -23,11 +23,12 @@ func TestMain(m *testing.M) {
 	testscript.Main(withTable{m}, map[string]func(){"etcd-migrate": main})
 }
 
-// withTable prints what TestKilled has done when all tests are done.
+// withTable prints what TestKilled has done when all tests are done, and removes what they shared.
 type withTable struct{ *testing.M }
 
 func (m withTable) Run() int {
 	defer table.print(os.Stdout)
+	defer func() { _ = os.RemoveAll(workshop) }()
 	return m.M.Run()
 }
 

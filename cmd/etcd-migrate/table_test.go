@@ -7,6 +7,9 @@ import (
 	"text/tabwriter"
 )
 
+// workshop is a directory that tests share, and withTable removes; "" as long as there is none.
+var workshop string
+
 // row is a line of the table that `make crash` prints.
 type row struct {
 	scenario      string
