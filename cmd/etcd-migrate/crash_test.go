@@ -36,17 +36,22 @@ func TestKilled(t *testing.T) {
 		t.Run(sc.name, func(t *testing.T) {
 			t.Parallel()
 			sc.open(t)
+			sc.row = row{scenario: sc.name}
 			for stage := range sc.stages {
 				sc.killEverywhere(t, stage)
 			}
 			sc.account()
 			if !sc.brief {
+				sc.row = row{scenario: sc.name + ", at random moments"}
 				sc.killAtRandom(t)
 				sc.account()
 			}
 		})
 	}
 }
+
+// everything is whether all is to be tried that can be.
+var everything = os.Getenv("ETCD_MIGRATE_CRASH") == "all"
 
 // scenario is something that is done to a data dir.
 type scenario struct {
@@ -71,6 +76,7 @@ type scenario struct {
 
 	stages  []string // copies of the roots, one for each step to begin with
 	changes []int    // how many changes each step makes
+	calls   []event  // all that was done
 	want    outcome
 	took    time.Duration
 	row     row
@@ -79,7 +85,7 @@ type scenario struct {
 // layOut makes what the scenario begins with.
 func (sc *scenario) layOut(t *testing.T) {
 	t.Helper()
-	root := filepath.Join(resolved(t, t.TempDir()), "root")
+	root := filepath.Join(resolved(t, workshop.dir(t, "")), "root")
 	sc.dir, sc.roots = filepath.Join(root, "etcd"), []string{root}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		t.Fatal(err)
@@ -88,7 +94,7 @@ func (sc *scenario) layOut(t *testing.T) {
 		copyDir(t, sc.from, sc.dir)
 	}
 	if sc.elsewhere {
-		sc.roots = append(sc.roots, otherFileSystem(t))
+		sc.roots = append(sc.roots, workshop.dir(t, "/dev/shm"))
 		if err := os.Rename(filepath.Join(sc.dir, "member/wal"), sc.walDir()); err != nil {
 			t.Fatal(err)
 		}
@@ -103,17 +109,6 @@ func (sc *scenario) layOut(t *testing.T) {
 	sc.first = string(version)
 }
 
-// otherFileSystem is a directory that nothing can be renamed to from a temporary one.
-func otherFileSystem(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "etcd-migrate-test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 func (sc *scenario) walDir() string { return filepath.Join(sc.roots[0], "wal") }
 
 func (sc *scenario) backupDir() string {
@@ -126,9 +121,11 @@ func (sc *scenario) backupDir() string {
 // open runs the command once undisturbed, and keeps what there is after each version.txt that it writes.
 func (sc *scenario) open(t *testing.T) {
 	t.Helper()
+	if sc.stages != nil {
+		return // by an earlier test
+	}
 	sc.layOut(t)
-	sc.row = row{scenario: sc.name, records: sc.records()}
-	base := t.TempDir()
+	base := workshop.dir(t, "")
 	stage := func() {
 		dir := filepath.Join(base, fmt.Sprintf("stage%d", len(sc.stages)))
 		for i, root := range sc.roots {
@@ -140,12 +137,14 @@ func (sc *scenario) open(t *testing.T) {
 	tr := tracer{
 		roots: sc.roots,
 		enter: func(c *call) action {
+			sc.calls = append(sc.calls, event{call: c})
 			if c.changes() {
 				sc.changes[len(sc.changes)-1]++
 			}
 			return goOn
 		},
 		exit: func(c *call, ret int64) {
+			sc.calls = append(sc.calls, event{c, true, ret})
 			if sc.stepDone(c) && ret == 0 {
 				stage()
 			}
@@ -168,18 +167,12 @@ func (sc *scenario) open(t *testing.T) {
 	sc.compare(t, "undisturbed")
 }
 
-// records is how many keys there are.
-func (sc *scenario) records() int {
-	if sc.from == "" {
-		return 0
-	}
-	return len(sc.content.Keys)
-}
-
 // account puts what was done into the table.
 func (sc *scenario) account() {
+	if sc.from != "" {
+		sc.row.records = len(sc.content.Keys)
+	}
 	table.add(sc.row)
-	sc.row = row{scenario: sc.name + ", at random moments", records: sc.records()}
 }
 
 // stepDone reports whether a call ends a step.
@@ -190,7 +183,7 @@ func (sc *scenario) stepDone(c *call) bool {
 // killEverywhere begins with a stage and kills before each change up to the next stage.
 func (sc *scenario) killEverywhere(t *testing.T, stage int) {
 	t.Helper()
-	if os.Getenv("ETCD_MIGRATE_CRASH") == "all" {
+	if everything {
 		for n, more := 1, true; more; n++ {
 			more = sc.killAt(t, stage, n)
 		}
@@ -306,7 +299,7 @@ func (sc *scenario) check(t *testing.T, where string) {
 		t.Fatalf("%s: left running: %s", where, orphans)
 	}
 	version, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
-	untouched := string(version) == sc.first && sc.args[0] != "backup"
+	untouched := string(version) == sc.first && sc.args[0] != "backup" || sc.from == ""
 	if len(sc.backups(t, where)) == 0 && !untouched {
 		sc.row.backupsLost++
 		t.Errorf("%s: there is no backup, and version.txt says %q", where, version)

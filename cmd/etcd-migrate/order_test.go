@@ -21,17 +21,8 @@ func TestWriteOrder(t *testing.T) {
 	for _, sc := range scenarios(t) {
 		t.Run(sc.name, func(t *testing.T) {
 			t.Parallel()
-			sc.layOut(t)
-			var done []event
-			tr := tracer{
-				roots: sc.roots,
-				enter: func(c *call) action {
-					done = append(done, event{call: c})
-					return goOn
-				},
-				exit: func(c *call, ret int64) { done = append(done, event{c, true, ret}) },
-			}
-			sc.trace(t, &tr, sc.args, "undisturbed")
+			sc.open(t)
+			done := sc.calls
 			if problems := check(done, nil); len(problems) > 0 {
 				t.Errorf("%s", strings.Join(problems[:min(len(problems), 20)], "\n"))
 			}

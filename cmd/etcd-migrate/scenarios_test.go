@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,15 +26,16 @@ type material struct {
 }
 
 var (
-	workshopMu sync.Mutex
-	made       *material
+	making sync.Mutex
+	made   *material
+	known  []*scenario
 )
 
 // materials makes the material at the first call.
 func materials(t *testing.T) *material {
 	t.Helper()
-	workshopMu.Lock()
-	defer workshopMu.Unlock()
+	making.Lock()
+	defer making.Unlock()
 	if made != nil {
 		return made
 	}
@@ -42,13 +44,11 @@ func materials(t *testing.T) *material {
 	if m.set, err = pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR")); err == nil {
 		m.set.Dir, err = filepath.Abs(m.set.Dir)
 	}
-	if err == nil {
-		workshop, err = os.MkdirTemp("", "etcd-migrate-test")
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	in := func(name string) string { return filepath.Join(workshop, name) }
+	base := workshop.dir(t, "")
+	in := func(name string) string { return filepath.Join(base, name) }
 	m.program = in("etcd-migrate")
 	build(t, m.program)
 	m.old, m.v2, m.v3, m.mid, m.high = in("old"), in("v2"), in("v3"), in("mid"), in("high")
@@ -92,13 +92,16 @@ func build(t *testing.T, path string) {
 	}
 }
 
-// scenarios gives what is traced and killed.
+// scenarios gives what is traced, killed and starved. Each is opened once for all tests.
 func scenarios(t *testing.T) []*scenario {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs the etcd binaries")
 	}
 	m := materials(t)
+	if known != nil {
+		return known
+	}
 	restore := []string{"backup", "restore", "newest"}
 	back := func(to string, more ...string) []string {
 		return append([]string{"rollback", "--target-version", to, "--accept-loss", "not-json"}, more...)
@@ -106,7 +109,7 @@ func scenarios(t *testing.T) []*scenario {
 	up := func(to string, more ...string) []string {
 		return append([]string{"migrate", "--target-version", to}, more...)
 	}
-	all := []*scenario{
+	known = []*scenario{
 		{name: "upgrade 2.2 to 3.7", from: m.old, args: up("3.7"), end: "3.7"},
 		{name: "rollback 3.7 to 2.2", from: m.high, args: back("2.2"), end: "2.2"},
 		{name: "convert", from: m.v2, args: up("3.0"), end: "3.0"},
@@ -118,10 +121,10 @@ func scenarios(t *testing.T) []*scenario {
 		{name: "restore, then migrate", from: m.high, args: restore, again: up("2.2", "--allow-rollback", "--accept-loss", "not-json"), end: "2.2", brief: true},
 		{name: "first start", args: up("3.7"), end: "3.7", brief: true},
 	}
-	for _, sc := range all {
+	for _, sc := range known {
 		sc.material = m
 	}
-	return all
+	return known
 }
 
 func fill(t *testing.T, bin binaries.Binary, dir string) pathtest.Content {
@@ -167,7 +170,7 @@ func serve(t *testing.T, bin binaries.Binary, dir string, v2 bool, flags ...stri
 
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
-	if err := os.RemoveAll(to); err != nil {
+	if err := errors.Join(os.RemoveAll(to), os.MkdirAll(filepath.Dir(to), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {

@@ -28,7 +28,7 @@ type withTable struct{ *testing.M }
 
 func (m withTable) Run() int {
 	defer table.print(os.Stdout)
-	defer func() { _ = os.RemoveAll(workshop) }()
+	defer workshop.remove()
 	return m.M.Run()
 }
 
