@@ -92,11 +92,13 @@ func (m *Migrator) refuseLosses(problems []convert.Problem) error {
 	}
 	var errs []error
 	var hints []string
+	var about []Names
 	for _, p := range problems {
 		errs = append(errs, errors.New(p.Text))
 		hints = append(hints, lossHint(p.Loss))
+		about = append(about, names(string(p.Loss), p.Keys, int(p.Count))...)
 	}
-	return refuse(errors.Join(errs...), strings.Join(hints, "; "))
+	return refuse(errors.Join(errs...), strings.Join(hints, "; ")).naming(about)
 }
 
 func lossHint(loss convert.Loss) string {

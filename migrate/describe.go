@@ -60,7 +60,7 @@ func (m *contents) describeV3(st *State) error {
 	st.V3 = V3State{
 		Present: true, Revision: i.Revision, CompactRevision: i.Compacted, Leases: int(i.Leases),
 		ConsistentIndex: i.ConsistentIndex, StorageVersion: i.StorageVersion, ClusterVersion: i.ClusterVersion,
-		Alarms: []string{}, AuthEnabled: i.AuthEnabled, Users: i.Users, Roles: i.Roles, Downgrade: i.Downgrade, SizeBytes: i.SizeBytes,
+		Alarms: []string{}, AuthEnabled: i.AuthEnabled, Users: i.Users, Roles: i.Roles, Auth: len(i.Users) + len(i.Roles), Downgrade: i.Downgrade, SizeBytes: i.SizeBytes,
 	}
 	for _, a := range i.Alarms {
 		st.V3.Alarms = append(st.V3.Alarms, a.Type)
@@ -118,21 +118,20 @@ func (m *contents) compareStores(st *State, now time.Time) error {
 			delete(held, k)
 		}
 	}
-	const most = 10
 	err := m.tree.Each(now, func(r keyspace.Record) error {
 		if _, ok := held[content(r)]; ok {
 			return nil
 		}
 		st.V2.Unconverted++
 		st.V2.Examples = append(st.V2.Examples, string(r.Key))
-		if len(st.V2.Examples) > 2*most {
+		if len(st.V2.Examples) > 10*MaxNames {
 			slices.Sort(st.V2.Examples)
-			st.V2.Examples = st.V2.Examples[:most]
+			st.V2.Examples = st.V2.Examples[:MaxNames]
 		}
 		return nil
 	})
 	slices.Sort(st.V2.Examples)
-	st.V2.Examples = st.V2.Examples[:min(most, len(st.V2.Examples))]
+	st.V2.Examples = st.V2.Examples[:min(MaxNames, len(st.V2.Examples))]
 	return err
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 )
 
 // Kind says what an error means for the data, and so for the exit code.
@@ -33,7 +35,31 @@ type Error struct {
 	Backup string
 	// Hint says what to do next.
 	Hint string
+	// Names are examples of what it is about. They are data: Error leaves them out, and so must logs and reports.
+	Names []Names
 }
+
+// Names are examples of keys, users or roles that an error or a problem counts. Only a person who asks for them is shown
+// them.
+type Names struct {
+	What  string   // "keys of the v2 store"
+	Names []string // at most MaxNames
+	Of    int      // how many there are
+}
+
+// MaxNames is how many examples there are of anything.
+const MaxNames = convert.MaxExamples
+
+// names gives the first few of them, nothing for none.
+func names(what string, all []string, of int) []Names {
+	if len(all) == 0 {
+		return nil
+	}
+	return []Names{{what, all[:min(len(all), MaxNames)], of}}
+}
+
+// showNames is what a hint says where there are names.
+const showNames = "; --show-keys names some of them"
 
 // Error gives all of it in one line, for logs.
 func (e *Error) Error() string {
@@ -61,6 +87,15 @@ func (e *Error) Unwrap() error { return e.Err }
 // refuse makes the error for bad input: nothing has been touched.
 func refuse(err error, hint string) *Error {
 	return &Error{Kind: Refused, Err: err, Hint: hint}
+}
+
+// naming adds examples of what the error is about.
+func (e *Error) naming(n []Names) *Error {
+	if len(n) > 0 {
+		e.Names = append(e.Names, n...)
+		e.Hint += showNames
+	}
+	return e
 }
 
 // KindOf gives the kind of an error of this package, Failed for all others.

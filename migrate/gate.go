@@ -47,12 +47,12 @@ func (m *Migrator) proveV2Empty() error {
 	if err != nil {
 		return err
 	}
-	if names := data.tree.TopLevel(); len(names) > 0 {
-		return fmt.Errorf("the v2 store still holds %s", list(names[:min(len(names), 10)]))
+	if n := len(data.tree.TopLevel()); n > 0 {
+		return fmt.Errorf("the v2 store still holds %d names at its top level", n)
 	}
 	auth := data.tree.Auth()
 	if m.V2Leftovers == LeftoversDiscard && len(auth.Users)+len(auth.Roles) > 0 {
-		return fmt.Errorf("the v2 store still holds the users %s and the roles %s", list(auth.Users), list(auth.Roles))
+		return fmt.Errorf("the v2 store still holds %d users and %d roles", len(auth.Users), len(auth.Roles))
 	}
 	return nil
 }

@@ -29,49 +29,40 @@ func ParseLeftovers(s string) (Leftovers, error) {
 	return "", fmt.Errorf("%q is not one of %s, %s", s, LeftoversRefuse, LeftoversDiscard)
 }
 
-// Discards is what is deleted from the v2 store though it is nowhere else.
+// Discards counts what is deleted from the v2 store though it is nowhere else.
 type Discards struct {
-	Keys int `json:"keys"`
-	// Examples are the first of the keys, at most ten.
-	Examples []string `json:"examples,omitempty"`
-	Users    []string `json:"users,omitempty"`
-	Roles    []string `json:"roles,omitempty"`
+	Keys  int `json:"keys"`
+	Users int `json:"users,omitempty"`
+	Roles int `json:"roles,omitempty"`
 }
 
 func (d Discards) String() string {
 	var parts []string
 	if d.Keys > 0 {
-		parts = append(parts, fmt.Sprintf("%d keys (%s)", d.Keys, examples(d.Examples, d.Keys)))
+		parts = append(parts, fmt.Sprintf("%d keys", d.Keys))
 	}
-	if n := len(d.Users) + len(d.Roles); n > 0 {
-		parts = append(parts, fmt.Sprintf("%d users (%s) and %d roles (%s) of v2 authentication",
-			len(d.Users), list(d.Users), len(d.Roles), list(d.Roles)))
+	if d.Users+d.Roles > 0 {
+		parts = append(parts, fmt.Sprintf("%d users and %d roles of v2 authentication", d.Users, d.Roles))
 	}
 	return strings.Join(parts, ", ")
 }
 
-func examples(names []string, of int) string {
-	s := list(names)
-	if len(names) < of {
-		s += ", …"
-	}
-	return s
-}
-
-func list(names []string) string {
-	if len(names) == 0 {
-		return "none"
-	}
-	return strings.Join(names, ", ")
-}
-
 // leftovers is what the v2 store has and the v3 store has not.
 func (st State) leftovers() Discards {
-	d := Discards{Users: st.V2.Users, Roles: st.V2.Roles}
+	d := Discards{Users: len(st.V2.Users), Roles: len(st.V2.Roles)}
 	if st.Version.Storage == versionfile.Etcd3 {
-		d.Keys, d.Examples = st.V2.Unconverted, st.V2.Examples
+		d.Keys = st.V2.Unconverted
 	}
 	return d
+}
+
+// leftoverKeys and leftoverAuth name examples of them.
+func (st State) leftoverKeys() []Names {
+	return names("keys of the v2 store", st.V2.Examples, st.V2.Unconverted)
+}
+
+func (st State) leftoverAuth() []Names {
+	return append(names("users of the v2 API", st.V2.Users, len(st.V2.Users)), names("roles of the v2 API", st.V2.Roles, len(st.V2.Roles))...)
 }
 
 // checkLeftovers refuses to go beyond 3.5 with things in the v2 store that are nowhere else: etcd 3.6 does not start on
@@ -83,7 +74,7 @@ func checkLeftovers(st State, target versionfile.Version, choice Leftovers) erro
 		if st.V2.AuthEnabled && (target.Storage == versionfile.Etcd3 || st.Version.Storage == versionfile.Etcd3) {
 			return refuse(fmt.Errorf("authentication of the v2 API is enabled, so its users and roles cannot be discarded: %s", left),
 				fmt.Sprintf("start etcd %s on the data%s, give `ETCDCTL_API=2 etcdctl --username root auth disable`, stop it, and migrate again",
-					st.Version.Minor(), withV2(st.Version.Minor())))
+					st.Version.Minor(), withV2(st.Version.Minor()))).naming(st.leftoverAuth())
 		}
 		return nil
 	}
@@ -92,15 +83,15 @@ func checkLeftovers(st State, target versionfile.Version, choice Leftovers) erro
 	}
 	const found = "the v2 store still holds %s, and etcd 3.6 and later refuse such a data dir"
 	if left.Keys > 0 {
-		return refuse(fmt.Errorf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store (%s); etcd 3.6 and later refuse such a data dir",
-			st.V2.Keys, left.Keys, examples(left.Examples, left.Keys)),
+		return refuse(fmt.Errorf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store; etcd 3.6 and later refuse such a data dir",
+			st.V2.Keys, left.Keys),
 			fmt.Sprintf("if nobody needs them, discard them with --v2-leftovers=discard (the backup keeps them); to look at them, start etcd %s on the data%s "+
-				"and give `ETCDCTL_API=2 etcdctl ls -r`; or choose a target up to 3.5, where they do no harm", st.Version.Minor(), withV2(st.Version.Minor())))
+				"and give `ETCDCTL_API=2 etcdctl ls -r`; or choose a target up to 3.5, where they do no harm", st.Version.Minor(), withV2(st.Version.Minor()))).naming(st.leftoverKeys())
 	}
 	if auth {
 		return refuse(fmt.Errorf(found, left),
 			"v2 users and roles have no exact counterpart in v3: note them down, discard them with --v2-leftovers=discard, and create them anew "+
-				"with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`")
+				"with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`").naming(st.leftoverAuth())
 	}
 	return nil
 }

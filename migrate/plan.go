@@ -86,7 +86,7 @@ var (
 func MakePlan(st State, target versionfile.Version, have binaries.Set, leftovers Leftovers) (Plan, error) {
 	p := Plan{From: st.Version, Target: target, Steps: []Step{}}
 	if problem := st.blocking(); problem != nil {
-		return Plan{}, &Error{Kind: Refused, Op: "plan", Err: problem, Hint: problem.Hint}
+		return Plan{}, &Error{Kind: Refused, Op: "plan", Err: problem, Hint: problem.Hint, Names: problem.Names}
 	}
 	if err := checkTarget(st, target); err != nil {
 		return Plan{}, err

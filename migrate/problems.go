@@ -22,14 +22,14 @@ func (st *State) checkMember(m *contents) {
 			"compact, defragment and disarm it once the target etcd runs")
 	}
 	if st.Version.Storage == versionfile.Etcd3 && st.V2.Unconverted > 0 {
-		st.note("v2-leftovers", fmt.Sprintf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store (%s)",
-			st.V2.Keys, st.V2.Unconverted, examples(st.V2.Examples, st.V2.Unconverted)),
-			"etcd 3.6 and later refuse such data: discard them with --v2-leftovers=discard, or copy them first")
+		st.note("v2-leftovers", fmt.Sprintf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store",
+			st.V2.Keys, st.V2.Unconverted),
+			"etcd 3.6 and later refuse such data: discard them with --v2-leftovers=discard, or copy them first", st.leftoverKeys()...)
 	}
 	if st.V2.Auth > 0 || st.V2.AuthEnabled {
-		st.note("v2-auth", fmt.Sprintf("the v2 API has users (%s) and roles (%s)", list(st.V2.Users), list(st.V2.Roles)),
+		st.note("v2-auth", fmt.Sprintf("the v2 API has %d users and %d roles", len(st.V2.Users), len(st.V2.Roles)),
 			"they have no counterpart in v3, and etcd 3.6 and later refuse such data: note them down, discard them with "+
-				"--v2-leftovers=discard, and create users and roles anew in v3")
+				"--v2-leftovers=discard, and create users and roles anew in v3", st.leftoverAuth()...)
 	}
 	if st.Log.Torn != "" {
 		st.note("log-torn", "the end of the raft log was cut off by a crash: "+st.Log.Torn, "etcd mends that itself when it starts")
@@ -71,6 +71,9 @@ func (m *contents) snapshotIsOlder() bool {
 	return err != nil || r.Minor().Less(v3Since)
 }
 
-func (st *State) note(code, text, hint string) {
-	st.Problems = append(st.Problems, Problem{Code: code, Text: text, Hint: hint})
+func (st *State) note(code, text, hint string, about ...Names) {
+	if len(about) > 0 {
+		hint += showNames
+	}
+	st.Problems = append(st.Problems, Problem{Code: code, Text: text, Hint: hint, Names: about})
 }

@@ -87,7 +87,7 @@ func writeJSON(t *testing.T, set binaries.Set, minor versionfile.Minor) member {
 	return m
 }
 
-// TestRollbackRefusesWhatV2CannotHold: counted, named, and nothing changed.
+// TestRollbackRefusesWhatV2CannotHold: counted, with examples beside the error, and nothing changed.
 func TestRollbackRefusesWhatV2CannotHold(t *testing.T) {
 	set := etcds(t)
 	m := write(t, set, "3.4", versionfile.Etcd3) // with binary values, as Kubernetes writes them today
@@ -98,9 +98,18 @@ func TestRollbackRefusesWhatV2CannotHold(t *testing.T) {
 	if migrate.KindOf(err) != migrate.Refused {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"keys, for example", "--accept-loss=unfit-keys", "--accept-loss=not-json", "nothing has been changed"} {
+	for _, want := range []string{"keys", "--show-keys", "--accept-loss=unfit-keys", "--accept-loss=not-json", "nothing has been changed"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)
+		}
+	}
+	var refused *migrate.Error
+	if errors.As(err, &refused); len(refused.Names) == 0 {
+		t.Error("no key is named")
+	}
+	for _, n := range refused.Names {
+		if len(n.Names) == 0 || len(n.Names) > 3 || strings.Contains(err.Error(), n.Names[0]) {
+			t.Errorf("%q names %v", err, n)
 		}
 	}
 	unchanged(t, m.dir, before)

@@ -100,11 +100,12 @@ type V2State struct {
 	TopLevel int `json:"topLevel"`
 	// Unconverted counts the keys that the v3 store does not hold with the same value and the same indexes.
 	Unconverted int `json:"unconverted"`
-	// Examples are the first of those keys in alphabetical order, at most ten.
-	Examples []string `json:"examples,omitempty"`
+	// Examples are the first of those keys in alphabetical order, at most MaxNames. Like all that users have named, they are
+	// in no report.
+	Examples []string `json:"-"`
 	// Users and Roles are the names that Auth counts.
-	Users  []string  `json:"users,omitempty"`
-	Roles  []string  `json:"roles,omitempty"`
+	Users  []string  `json:"-"`
+	Roles  []string  `json:"-"`
 	Values Encodings `json:"values"`
 }
 
@@ -133,8 +134,10 @@ type V3State struct {
 	// Members are those that the db knows, nil if it knows none. State.Members are those of the v2 store, if it has any:
 	// etcd up to 3.5 goes by these, and 3.6 and later by the db's.
 	Members []Member `json:"members,omitempty"`
-	Users   []string `json:"users,omitempty"`
-	Roles   []string `json:"roles,omitempty"`
+	Users   []string `json:"-"`
+	Roles   []string `json:"-"`
+	// Auth counts the users and roles.
+	Auth int `json:"auth"`
 	// Downgrade is the version that `etcdctl downgrade enable` was given, until that is done or cancelled.
 	Downgrade string    `json:"downgrade,omitempty"`
 	Values    Encodings `json:"values"`
@@ -148,6 +151,8 @@ type Problem struct {
 	Hint string `json:"hint"`
 	// Blocking means that no plan is made while the problem is there.
 	Blocking bool `json:"blocking"`
+	// Names are examples of what it is about: see Error.
+	Names []Names `json:"-"`
 }
 
 func (p *Problem) Error() string { return fmt.Sprintf("%s (%s)", p.Text, p.Code) }

@@ -19,7 +19,7 @@ type inspectCmd struct {
 	Output string `group:"output" short:"o" enum:"table,json" default:"table" help:"table or json, on standard output."`
 }
 
-func (c *inspectCmd) Run(ctx context.Context) error {
+func (c *inspectCmd) Run(ctx context.Context, names namePrinter) error {
 	l, err := datadir.NewLayout(c.DataDir, c.WALDir)
 	if err != nil {
 		return usagef("%w", err)
@@ -32,9 +32,14 @@ func (c *inspectCmd) Run(ctx context.Context) error {
 		return err
 	}
 	if c.Output == "json" {
-		return writeJSON(st)
+		err = writeJSON(st)
+	} else {
+		err = printState(st)
 	}
-	return printState(st)
+	for _, p := range st.Problems {
+		names.print(p.Names)
+	}
+	return err
 }
 
 func printState(st migrate.State) error {

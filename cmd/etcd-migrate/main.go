@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/term"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -32,7 +34,8 @@ type cli struct {
 	Backup       backupCmd       `cmd:"" help:"List, verify, restore and prune backups."`
 	AttachLeases attachLeasesCmd `cmd:"" help:"Give keys below a directory a TTL, if they have none: for data that an older tool converted without TTLs."`
 
-	Version kong.VersionFlag `help:"Print the version and exit."`
+	ShowKeys bool             `help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run."`
+	Version  kong.VersionFlag `help:"Print the version and exit."`
 }
 
 const description = `Brings an etcd data dir to any etcd version, up or down, one minor at a time, and never loses a key.
@@ -74,6 +77,8 @@ func start(args []string) int {
 	ctx, stop := withSignals(context.Background())
 	defer stop()
 	kctx.BindTo(ctx, (*context.Context)(nil))
+	names := namePrinter{os.Stderr, c.ShowKeys || kctx.Selected().Name != "run" && term.IsTerminal(int(os.Stderr.Fd()))}
+	kctx.Bind(names)
 	err = kctx.Run()
 	if err == nil {
 		return exitOK
@@ -82,7 +87,34 @@ func start(args []string) int {
 	if !errors.As(err, &shown) {
 		fmt.Fprintf(os.Stderr, "etcd-migrate: %v\n", err)
 	}
+	var about *migrate.Error
+	if errors.As(err, &about) {
+		names.print(about.Names)
+	}
 	return exitCode(ctx, err)
+}
+
+// namePrinter shows examples of what users have named, where a person sees them or has asked for them. Nothing else does:
+// they must not get into the log of a container.
+type namePrinter struct {
+	w    io.Writer
+	show bool
+}
+
+func (p namePrinter) print(about []migrate.Names) {
+	if !p.show {
+		return
+	}
+	for _, n := range about {
+		fmt.Fprintf(p.w, "  %s:", n.What)
+		for _, name := range n.Names {
+			fmt.Fprintf(p.w, " %.80q", name)
+		}
+		if rest := n.Of - len(n.Names); rest > 0 {
+			fmt.Fprintf(p.w, " and %d more", rest)
+		}
+		fmt.Fprintln(p.w)
+	}
 }
 
 const (

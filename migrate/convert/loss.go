@@ -26,6 +26,9 @@ type Problem struct {
 	Loss  Loss   `json:"loss"`
 	Count int64  `json:"count"` // of keys, of users and roles, of bytes beyond the quota
 	Text  string `json:"text"`
+	// Keys are the first of the keys, at most MaxExamples, each cut at 80 bytes. They are for a person at a terminal: they
+	// are in no text, log or report.
+	Keys []string `json:"-"`
 }
 
 // defaultQuota is etcd's own: DefaultQuotaBytes in server/v3/storage/quota.go.
@@ -38,7 +41,7 @@ func (c *conversion) problems() ([]Problem, error) {
 		return nil, err
 	}
 	if keys > 0 {
-		ps = append(ps, Problem{LossV3Keys, keys, fmt.Sprintf(
+		ps = append(ps, Problem{Loss: LossV3Keys, Count: keys, Text: fmt.Sprintf(
 			"the v3 store already holds %d keys that the conversion would replace", keys)})
 	}
 	auth := c.Tree.Auth()
@@ -47,7 +50,7 @@ func (c *conversion) problems() ([]Problem, error) {
 		if auth.Enabled {
 			state = "enabled"
 		}
-		ps = append(ps, Problem{LossV2Auth, int64(n), fmt.Sprintf(
+		ps = append(ps, Problem{Loss: LossV2Auth, Count: int64(n), Text: fmt.Sprintf(
 			"the v2 API has %d users and %d roles, and its authentication is %s: they cannot be carried over, "+
 				"and the v3 API would ask for no password", len(auth.Users), len(auth.Roles), state)})
 	}
@@ -56,7 +59,7 @@ func (c *conversion) problems() ([]Problem, error) {
 		quota = defaultQuota
 	}
 	if size := c.size(); size > quota {
-		ps = append(ps, Problem{LossOverQuota, size - quota, fmt.Sprintf(
+		ps = append(ps, Problem{Loss: LossOverQuota, Count: size - quota, Text: fmt.Sprintf(
 			"the db would take %s and its quota is %s: etcd would accept no writes before that is raised",
 			humanize.IBytes(uint64(size)), humanize.IBytes(uint64(quota)))})
 	}

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -29,8 +28,8 @@ const (
 	LossV2Keys Loss = "v2-keys"
 )
 
-// maxExamples is how many keys are named of each kind of problem.
-const maxExamples = 3
+// MaxExamples is how many keys are named of each kind of problem.
+const MaxExamples = 3
 
 // tally counts keys and keeps a few as examples.
 type tally struct {
@@ -39,17 +38,17 @@ type tally struct {
 }
 
 func (t *tally) add(key []byte) {
-	if t.n++; len(t.keys) < maxExamples {
-		t.keys = append(t.keys, fmt.Sprintf("%.80q", key))
+	if t.n++; len(t.keys) < MaxExamples {
+		t.keys = append(t.keys, string(key[:min(len(key), 80)]))
 	}
 }
 
-// problem gives a problem of the keys counted; text says what they are, with a verb for %s.
+// problem appends a problem of the keys counted, if there are any; text says what is wrong with them.
 func (t *tally) problem(ps []Problem, loss Loss, text string) []Problem {
 	if t.n == 0 {
 		return ps
 	}
-	return append(ps, Problem{loss, t.n, fmt.Sprintf("%s: %d keys, for example %s", text, t.n, strings.Join(t.keys, ", "))})
+	return append(ps, Problem{Loss: loss, Count: t.n, Text: fmt.Sprintf("%s: %d keys", text, t.n), Keys: t.keys})
 }
 
 // verdict is what becomes of a record.
@@ -120,12 +119,12 @@ func (c *reversal) collect(ctx context.Context, values bool) ([]Problem, error) 
 	ps = tallies[notJSON].problem(ps, LossNotJSON,
 		"values that are not JSON, such as Kubernetes writes as protobuf, are of no use to a Kubernetes that stores in etcd2")
 	if n := len(c.info.Users) + len(c.info.Roles); n > 0 || c.info.AuthEnabled {
-		ps = append(ps, Problem{LossV3Auth, int64(n), fmt.Sprintf(
+		ps = append(ps, Problem{Loss: LossV3Auth, Count: int64(n), Text: fmt.Sprintf(
 			"the v3 API has %d users and %d roles: they cannot be carried over, and the v2 API would ask for no password of theirs",
 			len(c.info.Users), len(c.info.Roles))})
 	}
 	if n := len(left); n > 0 {
-		ps = append(ps, Problem{LossV2Keys, int64(n), fmt.Sprintf(
+		ps = append(ps, Problem{Loss: LossV2Keys, Count: int64(n), Text: fmt.Sprintf(
 			"the v2 store holds %d keys that the v3 store does not hold as they are, and that the conversion would replace", n)})
 	}
 	return ps, nil

@@ -135,9 +135,10 @@ func TestToV2Losses(t *testing.T) {
 	}, counts); diff != "" {
 		t.Error(diff)
 	}
-	for loss, example := range map[Loss]string{LossNotUTF8: `"/registry/protobuf"`, LossNotJSON: `"/registry/empty", "/registry/text"`} {
-		if i := slices.IndexFunc(problems, func(p Problem) bool { return p.Loss == loss }); !strings.HasSuffix(problems[i].Text, example) {
-			t.Errorf("%s: %s", loss, problems[i].Text)
+	for loss, want := range map[Loss][]string{LossNotUTF8: {"/registry/protobuf"}, LossNotJSON: {"/registry/empty", "/registry/text"}} {
+		i := slices.IndexFunc(problems, func(p Problem) bool { return p.Loss == loss })
+		if diff := cmp.Diff(want, problems[i].Keys); diff != "" || strings.Contains(problems[i].Text, "/registry") {
+			t.Errorf("%s: %s; %s", loss, problems[i].Text, diff)
 		}
 	}
 	for i := range all { // any one that is not accepted is enough

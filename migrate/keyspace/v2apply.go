@@ -57,7 +57,7 @@ func (t *Tree) ApplyV2(r *etcdserverpb.Request) error {
 	case "SYNC":
 		t.expire(time.Unix(0, r.Time))
 	default:
-		return fmt.Errorf("apply v2 request: etcd knows no method %q", r.Method)
+		return fmt.Errorf("apply v2 request: etcd knows no such method")
 	}
 	return nil
 }
@@ -90,11 +90,11 @@ var treeAttributesPath = regexp.MustCompile("/0/members/[[:xdigit:]]{1,16}/attri
 func (t *Tree) applyAttributes(r *etcdserverpb.Request) error {
 	id, err := treeParseID(path.Base(path.Dir(r.Path)))
 	if err != nil {
-		return fmt.Errorf("apply v2 request PUT %q: %w", r.Path, err)
+		return fmt.Errorf("apply v2 request PUT of a member's attributes: %w", err)
 	}
 	var a treeAttributes
 	if err := json.Unmarshal([]byte(r.Val), &a); err != nil {
-		return fmt.Errorf("apply v2 request PUT %q: the value is no member's attributes", r.Path)
+		return fmt.Errorf("apply v2 request PUT of the attributes of member %x: the value is none", id)
 	}
 	return t.setAttributes(id, a)
 }

@@ -58,11 +58,11 @@ func TestTreeRefuses(t *testing.T) {
 		r    *etcdserverpb.Request
 		want string
 	}{
-		{"method", &etcdserverpb.Request{Method: "PATCH", Path: "/1/a"}, `no method "PATCH"`},
-		{"no method", &etcdserverpb.Request{}, `no method ""`},
+		{"method", &etcdserverpb.Request{Method: "PATCH", Path: "/1/a"}, "no such method"},
+		{"no method", &etcdserverpb.Request{}, "no such method"},
 		{"version", &etcdserverpb.Request{Method: "PUT", Path: "/0/version", Val: "new"}, "cluster version"},
 		{"member", &etcdserverpb.Request{Method: "PUT", Path: "/0/members/ab/attributes", Val: "{}"}, "no such member"},
-		{"attributes", &etcdserverpb.Request{Method: "PUT", Path: "/0/members/ab/attributes", Val: "s3cret"}, "no member's attributes"},
+		{"attributes", &etcdserverpb.Request{Method: "PUT", Path: "/0/members/ab/attributes", Val: "s3cret"}, "of the attributes of member ab: the value is none"},
 		{"member ID", &etcdserverpb.Request{Method: "PUT", Path: "/1/0/members/ab/attributes/x/y", Val: "{}"}, "no member ID"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

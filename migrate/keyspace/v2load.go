@@ -125,7 +125,7 @@ func (p *treeParser) children() (map[string]*treeNode, error) {
 			return err
 		}
 		if name == "" || strings.Contains(name, "/") {
-			return fmt.Errorf("%q is no name in a directory", name)
+			return errors.New("a name in a directory is empty or has a slash in it")
 		}
 		// Two names that were not valid UTF-8 can come to be one in the JSON. Etcd then keeps the last, too.
 		return p.field(func() (err error) { children[name], err = p.node(); return err })
@@ -143,7 +143,7 @@ func (p *treeParser) expiry(n *treeNode) error {
 	}
 	var expiry time.Time
 	if err := expiry.UnmarshalText(raw); err != nil {
-		return fmt.Errorf("read ExpireTime: %w", err)
+		return errors.New("an ExpireTime is no time")
 	}
 	if !expiry.IsZero() {
 		n.ttl = &treeTTL{expiry: expiry.UTC()}

@@ -140,6 +140,9 @@ func (t *Tree) Members() ([]V2Member, error) {
 	for name, child := range dir.children {
 		m, err := treeMember(name, child)
 		if err != nil {
+			if errors.Is(err, errTreeMemberID) {
+				name = "…"
+			}
 			return nil, fmt.Errorf("read member /0/members/%s: %w", name, err)
 		}
 		members = append(members, m)
@@ -194,10 +197,12 @@ func treeRemovedPath(id uint64) string { return "/0/removed_members/" + strconv.
 func treeParseID(s string) (uint64, error) {
 	id, err := strconv.ParseUint(s, 16, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%q is no member ID", s)
+		return 0, errTreeMemberID // without the name: in a damaged store, it can be anything
 	}
 	return id, nil
 }
+
+var errTreeMemberID = errors.New("it has no member ID")
 
 // treeJSON marshals one of the structs above, which cannot fail.
 func treeJSON(v any) string {

@@ -115,11 +115,11 @@ func TestDBErrors(t *testing.T) {
 		"is no revision":     {"key": {{"short", ""}}},
 		"decode revision 1:": {"key": {{v3Uint64(1) + "_" + v3Uint64(0), "\xff"}}},
 		"decode lease":       {"lease": {{"12345678", "\xff"}}},
-		`decode "term"`:      {"meta": {{"term", "1"}}},
-		`decode "downgrade"`: {"cluster": {{"downgrade", "1"}}},
-		`decode "8e9e`:       {"members": {{"8e9e05c52164694d", "1"}}},
-		`decode "xyz"`:       {"members_removed": {{"xyz", ""}}},
-		`decode "\xff"`:      {"alarm": {{"\xff", ""}}},
+		"bucket meta of db":  {"meta": {{"term", "1"}}},
+		"bucket cluster of":  {"cluster": {{"downgrade", "1"}}},
+		"bucket members of":  {"members": {{"8e9e05c52164694d", "1"}}},
+		"has no member ID":   {"members_removed": {{"xyz", ""}}},
+		"decode element 1":   {"alarm": {{"\xff", ""}}},
 	} {
 		path := v3Make(t, 4096, buckets)
 		d, err := OpenDB(path)

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"strconv"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -101,9 +100,11 @@ func (d *DB) Info() (V3Info, error) {
 		if err != nil {
 			return V3Info{}, err
 		}
+		n := 0
 		err = d.walk(b.name, false, func(k, v []byte) error {
+			n++
 			if err := b.decode(&info, k, v); err != nil {
-				return d.damaged(b.name, fmt.Errorf("decode %q: %w", k, err))
+				return d.damaged(b.name, fmt.Errorf("decode element %d: %w", n, err))
 			}
 			return nil
 		})
@@ -160,7 +161,7 @@ func (info *V3Info) v3Member(_, v []byte) error {
 }
 
 func (info *V3Info) v3Removed(k, _ []byte) error {
-	id, err := strconv.ParseUint(string(k), 16, 64)
+	id, err := treeParseID(string(k))
 	info.RemovedMembers = append(info.RemovedMembers, id)
 	return err
 }

@@ -45,7 +45,7 @@ const running = "running"
 // fail makes an Error from what the etcd printed so far.
 func (e *Etcd) fail(status string, err error) *Error {
 	output := e.output.bytes()
-	f := &Error{Release: e.cfg.Release, Status: status, LastLines: lastWords(output), Err: err}
+	f := &Error{Release: e.cfg.Release, Status: status, LastLines: lastWords(output, e.cfg.DataDir, e.cfg.WALDir), Err: err}
 	// Anything that etcd printed can be the reason why it hangs, but why it ended is most often in its last words.
 	var says string
 	if f.Hint, says = hint(err.Error() + "\n" + strings.Join(f.LastLines, "\n")); f.Hint == "" {

@@ -65,12 +65,30 @@ func TestLastWordsHoldNoKeys(t *testing.T) {
 		`{"level":"warn","ts":"2026-11-20T18:35:31Z","msg":"apply request took too long","took":"1s","prefix":"read-only range ","request":"key:\"` + secret + `\" ","response":"size:6"}`,
 		`{"level":"error","ts":"2026-11-20T18:35:31Z","msg":"failed","error":"cannot apply put:<key:\"` + secret + `\">"}`,
 		`{"level":"info","ts":"2026-11-20T18:35:31Z","msg":"trace[12] range","detail":"{range_begin:` + secret + `; range_end:; }"}`,
+		`{"level":"panic","ts":"2026-11-20T18:36:50Z","msg":"detected disallowed v2 WAL for stage --v2-deprecation=write-only","method":"PUT","path":"/1` + secret + `"}`,
+		`2026-11-20 18:35:30.601134 C | mvcc: store.keyindex: tombstone got an unexpected empty keyIndex password`,
+		`2026-11-20 18:35:30.601134 E | store: cannot set ` + secret,
+		`2026-11-20 18:35:30.601134 E | store: cannot set "password"`,
+		"2026-11-20 18:35:30.601134 W | store: a key with a line break \"\npassword\"",
+		`panic: cannot set ` + secret,
+		`panic: https://127.0.0.1:2379` + secret + ` does not answer`,
 	} {
 		for _, output := range []string{line + "\n", "panic: before\n" + line + "\n", line + "\npanic: after\n", line + "\nother\n"} {
 			if got := fmt.Sprint(lastWords([]byte(output))); strings.Contains(got, "password") {
 				t.Errorf("a key shows up in %s", got)
 			}
 		}
+	}
+}
+
+// TestLastWordsOfOurDirs: what is below the data dir is no key, and says what is wrong with which file.
+func TestLastWordsOfOurDirs(t *testing.T) {
+	const line = `panic: open /var/lib/etcd/member/snap/db: permission denied (https://127.0.0.1:2379), and "ETCD_NAME"`
+	if diff := cmp.Diff([]string{line}, lastWords([]byte(line+"\n"), "/var/lib/etcd", "")); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"panic: open …"}, lastWords([]byte(line+"\n"), "/var/lib/etc", "")); diff != "" {
+		t.Error(diff)
 	}
 }
 

@@ -16,10 +16,10 @@ func (e *Etcd) EmptyV2Auth(ctx context.Context, users, roles []string) error {
 		name  string
 		names []string
 	}{{"users", users}, {"roles", roles}} {
-		for _, name := range kind.names {
+		for i, name := range kind.names {
 			err := insist(ctx, func(ctx context.Context) error { return e.deleteV2Auth(ctx, kind.name, name) })
 			if err != nil {
-				return e.explain(ctx, fmt.Sprintf("delete %q from the v2 API's %s", name, kind.name), err)
+				return e.explain(ctx, fmt.Sprintf("delete %d of the %d %s of the v2 API", i+1, len(kind.names), kind.name), err)
 			}
 		}
 	}
@@ -33,7 +33,7 @@ func (e *Etcd) deleteV2Auth(ctx context.Context, kind, name string) error {
 	}
 	res, err := e.client.Do(req)
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	defer res.Body.Close()
 	switch {
