@@ -11,7 +11,7 @@ RACE := $(if $(shell command -v $(firstword $(shell go env CC))),-race)
 TOOL := go tool -modfile=.tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build binaries demo test lint vuln bench crash fuzz image test-image clean
+.PHONY: help build binaries demo test lint vuln bench crash damage fuzz image test-image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench: build binaries ## measure against the old way, as ratios in one run
 crash: build binaries ## kill upgrades, rollbacks, restores and conversions at every change and at random moments
 	ETCD_MIGRATE_KILLS=100 go test -run TestKilled -count=1 -timeout 10m ./migrate/convert ./migrate/downgrade
 	ETCD_MIGRATE_CRASH=all ETCD_MIGRATE_KILLS=20 go test -run 'TestKilled' -count=1 -timeout 60m -v ./cmd/etcd-migrate
+
+damage: binaries ## damage real data dirs in thousands of ways (DAMAGE of each, default 3000), and see that none is taken for good
+	ETCD_MIGRATE_DAMAGE=$(or $(DAMAGE),3000) go test -run 'TestDamage' -count=1 -timeout 60m -v ./migrate
 
 image: ## build the container image with podman (MINORS, TARGET, ARCH and IMAGE choose)
 	+@image/tools.sh

@@ -91,20 +91,25 @@ func (m *Migrator) useBackup(j journal, e Event) error {
 	return nil
 }
 
-// loadJournal gives nil if no migration has been begun. A journal that cannot be read is as good as none: a further backup
-// is made then, and none is ever overwritten.
-func loadJournal(l datadir.Layout) *journal {
+// openJournal gives nil if no migration has been begun.
+func openJournal(l datadir.Layout) (*journal, error) {
 	var j journal
-	if err := datadir.ReadJSON(journalPath(l), &j); err != nil || j.Format != 1 {
-		return nil
+	err := datadir.ReadJSON(journalPath(l), &j)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case j.Format != 1:
+		return nil, fmt.Errorf("read %s: its format is %d, and this program knows format 1 only", journalPath(l), j.Format)
 	}
-	return &j
+	return &j, nil
 }
 
-// readJournal is loadJournal, and gives nil as well if the backup is not there.
+// readJournal is openJournal, and gives nil as well if the journal cannot be read or the backup is not there.
 func readJournal(l datadir.Layout) *journal {
-	j := loadJournal(l)
-	if j == nil || j.Backup == "" || datadir.OpenBackup(j.Backup).Err != nil {
+	j, err := openJournal(l)
+	if err != nil || j == nil || j.Backup == "" || datadir.OpenBackup(j.Backup).Err != nil {
 		return nil
 	}
 	return j

@@ -206,7 +206,12 @@ func (m *Migrator) takeOver() error {
 		m.Log.Info("completed an interrupted restore", "backup", backup)
 	}
 	// A proof that has failed is not forgotten because the container was started again.
-	if j := loadJournal(m.layout); j != nil && j.Failed != "" {
+	j, err := openJournal(m.layout)
+	if err != nil {
+		return refuse(fmt.Errorf("the journal of an earlier run cannot be read, which may say that a proof has failed: %w", err),
+			"restore the backup with `etcd-migrate backup restore`; or if the data is known to be good, move the journal away, and a new backup is made")
+	}
+	if j != nil && j.Failed != "" {
 		return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
 			Hint: "restore the backup with `etcd-migrate backup restore`, and report this with the message; " +
 				"nothing else may be done with the data until then"}

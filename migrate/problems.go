@@ -50,6 +50,11 @@ func (st *State) checkDB(m *contents) {
 	case !st.V3.Present && !ran.Less(v3Since):
 		st.block("db-missing", fmt.Sprintf("%s is missing, though the cluster ran etcd %s", db, ran),
 			"an etcd would begin with an empty v3 store here: restore a backup")
+	case st.V3.Present && st.V3.ConsistentIndex > st.Log.Index+uint64(st.Log.Uncommitted):
+		// An etcd would take the entries that it writes next for such as are in the db already.
+		st.block("log-behind", fmt.Sprintf("%s contains raft entry %d, but the raft log in %s ends with entry %d: the log has lost its end, "+
+			"or it is an older copy", db, st.V3.ConsistentIndex, st.WALDir, st.Log.Index+uint64(st.Log.Uncommitted)),
+			"an etcd that starts on it loses what is written next: restore a backup of the whole data dir")
 	case st.V3.Present && st.dbBehind() && !m.snapshotIsOlder():
 		// From 3.0 on, an etcd notes the raft index in the db before it writes a snapshot.
 		st.block("db-behind", fmt.Sprintf("%s contains raft entry %d, but the newest raft snapshot is at entry %d: the db was lost and made anew, "+

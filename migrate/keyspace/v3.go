@@ -155,6 +155,10 @@ func (d *DB) Each(fn func(Record) error) error {
 		if err := kv.Unmarshal(v); err != nil {
 			return d.damaged(BucketKey, fmt.Errorf("decode revision %d: %w", revision, err))
 		}
+		// An empty value is what `etcdutl snapshot restore --bump-revision` leaves.
+		if !deleted && len(v) > 0 && kv.ModRevision != revision {
+			return d.damaged(BucketKey, fmt.Errorf("revision %d calls itself revision %d", revision, kv.ModRevision))
+		}
 		known := len(seen)
 		seen[[2]uint64{maphash.Bytes(first, kv.Key), maphash.Bytes(second, kv.Key)}] = struct{}{}
 		if len(seen) == known || deleted {
@@ -185,6 +189,9 @@ func (d *DB) Leases() (map[int64]int64, error) {
 		l.Reset()
 		if err := l.Unmarshal(v); err != nil {
 			return d.damaged(BucketLease, fmt.Errorf("decode lease %x: %w", k, err))
+		}
+		if len(k) != 8 || uint64(l.ID) != binary.BigEndian.Uint64(k) {
+			return d.damaged(BucketLease, fmt.Errorf("lease %x calls itself lease %x", k, l.ID))
 		}
 		leases[l.ID] = l.TTL
 		return nil

@@ -142,7 +142,7 @@ func v3ReadAll(d *DB) error {
 
 func TestEachEndsEarly(t *testing.T) {
 	path := v3Make(t, 4096, map[string][][2]string{"key": {
-		v3KV(2, 0, false, mvccpb.KeyValue{Key: []byte("a")}), v3KV(3, 0, false, mvccpb.KeyValue{Key: []byte("b")}),
+		v3KV(2, 0, false, mvccpb.KeyValue{Key: []byte("a"), ModRevision: 2}), v3KV(3, 0, false, mvccpb.KeyValue{Key: []byte("b"), ModRevision: 3}),
 	}})
 	d, err := OpenDB(path)
 	v3Must(t, err)

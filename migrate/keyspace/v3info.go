@@ -190,11 +190,12 @@ func v3Number(v []byte) (uint64, error) {
 }
 
 // InUse gives the bytes that the buckets occupy; the rest of V3Info.BackendBytes is free and would go in a
-// defragmentation. It reads the whole file.
+// defragmentation. It reads the whole file, and so finds out whether a page is part of two buckets.
 func (d *DB) InUse() (int64, error) {
 	used := uint64(2) // the meta pages
+	seen := make([]uint64, d.pages.used/64+1)
 	for _, name := range d.Buckets() {
-		pages, err := d.pages.walk(d.buckets[name], 0, false, func(_, _ []byte) error { return nil })
+		pages, err := d.pages.walkUnseen(d.buckets[name], seen, 0, false, func(_, _ []byte) error { return nil })
 		if err != nil {
 			return 0, d.damaged(name, err)
 		}

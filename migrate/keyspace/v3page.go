@@ -126,11 +126,15 @@ var errV3Stop = errors.New("stop")
 // walk calls fn for every element of a bucket, in ascending order of the keys or in descending order, and gives the
 // number of pages that the bucket occupies. Elements must have the given flags. Key and value are valid during the call.
 func (p *v3Pages) walk(b v3Bucket, flags uint32, descending bool, fn func(k, v []byte) error) (pages uint64, err error) {
-	w := v3Walk{p: p, flags: flags, descending: descending, fn: fn}
+	return p.walkUnseen(b, make([]uint64, p.used/64+1), flags, descending, fn)
+}
+
+// walkUnseen is walk, and refuses pages that are in seen, to which it adds its own: no page is part of two buckets.
+func (p *v3Pages) walkUnseen(b v3Bucket, seen []uint64, flags uint32, descending bool, fn func(k, v []byte) error) (pages uint64, err error) {
+	w := v3Walk{p: p, flags: flags, descending: descending, fn: fn, seen: seen}
 	if b.inline != nil {
 		err = w.leaf(0, b.inline)
 	} else {
-		w.seen = make([]uint64, p.used/64+1)
 		err = w.page(b.root, 0)
 	}
 	if errors.Is(err, errV3Stop) {
@@ -219,6 +223,9 @@ func (w *v3Walk) branch(id uint64, page []byte, depth int) error {
 	if v3PageHeader+n*v3Element > len(page) {
 		return fmt.Errorf("page %d has no room for %d elements", id, n)
 	}
+	if err := v3Dense(id, page, n, v3BranchElement); err != nil {
+		return err
+	}
 	for i := range n {
 		e := v3PageHeader + w.index(i, n)*v3Element
 		if err := w.page(v3Order.Uint64(page[e+8:]), depth+1); err != nil {
@@ -232,6 +239,12 @@ func (w *v3Walk) leaf(id uint64, page []byte) error {
 	n := v3Count(page)
 	if v3PageHeader+n*v3Element > len(page) {
 		return fmt.Errorf("page %d has no room for %d elements", id, n)
+	}
+	if err := v3Dense(id, page, n, func(page []byte, i int) (from, end uint64) {
+		_, from, _, end = v3LeafElement(page, i)
+		return from, end
+	}); err != nil {
+		return err
 	}
 	for i := range n {
 		e := w.index(i, n)
@@ -250,6 +263,23 @@ func (w *v3Walk) leaf(id uint64, page []byte) error {
 		if err := w.fn(key, page[mid:end]); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// v3Dense refuses a page whose n elements do not lie one after another right behind their headers, which is how bbolt
+// writes them (node.write): then the page has lost some, or has some too many.
+func v3Dense(id uint64, page []byte, n int, element func(page []byte, i int) (from, end uint64)) error {
+	if first := page[v3PageHeader:]; n == 0 && len(first) >= v3Element && !bytes.Equal(first[:v3Element], make([]byte, v3Element)) {
+		return fmt.Errorf("page %d has no elements by its count, and holds some", id)
+	}
+	next := uint64(v3PageHeader + n*v3Element)
+	for i := range n {
+		from, end := element(page, i)
+		if from != next {
+			return fmt.Errorf("page %d: element %d of %d begins at byte %d, not %d", id, i, n, from, next)
+		}
+		next = end
 	}
 	return nil
 }
@@ -273,14 +303,20 @@ func v3LeafElement(page []byte, i int) (flags uint32, from, mid, end uint64) {
 	return v3Order.Uint32(e), from, mid, mid + uint64(v3Order.Uint32(e[12:]))
 }
 
+// v3BranchElement gives where the key of element i of a branch page starts and ends.
+func v3BranchElement(page []byte, i int) (from, end uint64) {
+	start := v3PageHeader + i*v3Element
+	from = uint64(start) + uint64(v3Order.Uint32(page[start:]))
+	return from, from + uint64(v3Order.Uint32(page[start+4:]))
+}
+
 // v3End is where the elements of a page end, as far as the page without its overflow pages says. It keeps a wrong number
 // of overflow pages from taking as much memory as the file is large.
 func v3End(page []byte) (end uint64) {
 	for i := range min(v3Count(page), len(page)/v3Element-1) {
 		_, _, _, elementEnd := v3LeafElement(page, i)
 		if v3Order.Uint16(page[8:]) == v3BranchPage {
-			start := v3PageHeader + i*v3Element
-			elementEnd = uint64(start) + uint64(v3Order.Uint32(page[start:])) + uint64(v3Order.Uint32(page[start+4:]))
+			_, elementEnd = v3BranchElement(page, i)
 		}
 		end = max(end, elementEnd)
 	}

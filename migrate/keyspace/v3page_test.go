@@ -21,7 +21,7 @@ func v3Small(t testing.TB) []byte {
 		kv := mvccpb.KeyValue{Key: fmt.Appendf(nil, "/k%d", i%40), Value: []byte("value"), ModRevision: i + 1, Version: 1}
 		keys = append(keys, v3KV(i+1, i%2, i%7 == 0, kv))
 	}
-	keys = append(keys, v3KV(100, 0, false, mvccpb.KeyValue{Key: []byte("big"), Value: make([]byte, 2500), Lease: 7}))
+	keys = append(keys, v3KV(100, 0, false, mvccpb.KeyValue{Key: []byte("big"), Value: make([]byte, 2500), ModRevision: 100, Lease: 7}))
 	path := v3Make(t, 1024, map[string][][2]string{
 		"key": keys, "lease": {{v3Uint64(7), "\x08\x07\x10\x64"}}, "alarm": nil,
 		"meta":    {{"consistent_index", v3Uint64(50)}, {"finishedCompactRev", v3Uint64(5) + "_" + v3Uint64(0)}},
@@ -84,6 +84,46 @@ func TestDamagedDB(t *testing.T) {
 	}
 	if want := (len(good) + 127) / 128; errs != want {
 		t.Errorf("%d of %d cuts were noticed", errs, want)
+	}
+}
+
+// TestLostElements takes an element from the end of each page, and adds one: nothing but the count says how many there are.
+func TestLostElements(t *testing.T) {
+	good := v3Small(t)
+	d, err := v3Load(good)
+	v3Must(t, err)
+	pages := map[uint64]bool{}
+	for _, b := range d.buckets {
+		w := v3Walk{p: d.pages, seen: make([]uint64, d.pages.used/64+1), fn: func(_, _ []byte) error { return nil }}
+		if b.inline == nil {
+			v3Must(t, w.page(b.root, 0))
+		}
+		for id := range d.pages.used {
+			pages[id] = pages[id] || w.seen[id/64]&(1<<(id%64)) != 0
+		}
+	}
+	tried := 0
+	for id, used := range pages {
+		at := id*1024 + 10
+		count := v3Order.Uint16(good[at:])
+		for _, n := range []uint16{0, count - 1, count + 1} {
+			if !used || n == count || count == 0 {
+				continue
+			}
+			tried++
+			bad := bytes.Clone(good)
+			v3Order.PutUint16(bad[at:], n)
+			d, err := v3Load(bad)
+			if err == nil {
+				err = v3ReadAll(d)
+			}
+			if err == nil {
+				t.Errorf("page %d of %d elements is taken to have %d", id, count, n)
+			}
+		}
+	}
+	if tried < 10 {
+		t.Errorf("only %d changes", tried)
 	}
 }
 

@@ -157,11 +157,24 @@ func choose(snapDir string, segs []segment) (Snapshot, *survey, error) {
 		return Snapshot{}, nil, err
 	}
 	var skipped []string
+	var newest uint64 // of the snapshots that can be read
+	var newestPath string
+	// A snapshot is of entries that were applied, and so were in the log before.
+	whole := func(sv *survey) error {
+		if newest > sv.last {
+			return fmt.Errorf("read the wal in %s: %w: %s is of entry %d, but the wal ends with entry %d%s",
+				filepath.Dir(sv.segs[0].path), errLost, newestPath, newest, sv.last, tornNote(sv.torn))
+		}
+		return sv.complete()
+	}
 	for _, name := range names {
 		path := filepath.Join(snapDir, name)
 		s, err := readSnapshot(path)
 		var sv *survey
 		if err == nil {
+			if s.Metadata.Index > newest {
+				newest, newestPath = s.Metadata.Index, path
+			}
 			sv, err = startingAt(segs, s.Metadata.Index, s.Metadata.Term)
 		}
 		if errors.Is(err, errBroken) || errors.Is(err, errNoRecord) {
@@ -169,7 +182,7 @@ func choose(snapDir string, segs []segment) (Snapshot, *survey, error) {
 			continue
 		}
 		if err == nil {
-			err = sv.complete()
+			err = whole(sv)
 		}
 		if err != nil {
 			return Snapshot{}, nil, err
@@ -186,7 +199,7 @@ func choose(snapDir string, segs []segment) (Snapshot, *survey, error) {
 	}
 	sv, err := startingAt(segs, 0, 0)
 	if err == nil {
-		err = sv.complete()
+		err = whole(sv)
 	}
 	if err != nil {
 		return Snapshot{}, nil, fmt.Errorf("%w%s", err, list(skipped))

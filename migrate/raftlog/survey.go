@@ -129,7 +129,7 @@ func (sv *survey) add(at int, index uint64) {
 func (sv *survey) noteEnd(end walEnd) error {
 	if end.torn != nil {
 		sv.torn = fmt.Sprintf("%s at offset %d: %v", end.path, end.offset, end.torn)
-		return nil //nolint:nilerr // etcd goes on from there, too
+		return sv.lostMiddle(end) // else etcd goes on from there, too
 	}
 	at, err := end.leftover()
 	if err != nil {
@@ -138,6 +138,7 @@ func (sv *survey) noteEnd(end walEnd) error {
 	if at >= 0 {
 		sv.torn = fmt.Sprintf("%s at offset %d: the log ends, but written bytes follow at offset %d",
 			end.path, end.offset, at)
+		return sv.lostMiddle(end)
 	}
 	return nil
 }

@@ -2,11 +2,13 @@ package raftlog
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -181,4 +183,61 @@ func randomLog(t *testing.T, r *rand.Rand) (dir string) {
 		change(t, tail, func(b []byte) []byte { return flip(r.IntN(len(b)))(b) })
 	}
 	return dir
+}
+
+// TestLostMiddle takes a sector out of the middle of a log, as a bad disk does. Etcd takes that for a torn end, and goes on
+// without all that follows. Of the last sectors it cannot be told.
+func TestLostMiddle(t *testing.T) {
+	t.Parallel()
+	for _, padded := range []bool{false, true} {
+		w := newLog(padded)
+		for i := uint64(1); i <= 60; i++ {
+			w.entry(i, 1, putRequest(i))
+			w.commit(i, 1)
+		}
+		dir := w.save(t)
+		file := filepath.Join(dir, "wal", w.files[0].name)
+		whole, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost, torn := 0, 0
+		for at := 512; at < len(whole); at += 512 {
+			damaged := slices.Clone(whole)
+			clear(damaged[at:min(at+512, len(whole))])
+			damaged = append(damaged, make([]byte, 8192)...)
+			if err := os.WriteFile(file, damaged, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := compare(t, filepath.Join(dir, "snap"), filepath.Join(dir, "wal"))
+			switch {
+			case err == nil:
+				torn++
+			case errors.Is(err, errLost):
+				lost++
+			}
+		}
+		if lost < 5 || torn > 2 {
+			t.Errorf("padded %v: of %d sectors, %d were missed, and %d were taken for a torn end", padded, len(whole)/512, lost, torn)
+		}
+	}
+}
+
+// TestLostEnd cuts entries off that a snapshot was made of.
+func TestLostEnd(t *testing.T) {
+	w := newLog(true)
+	for i := uint64(1); i <= 20; i++ {
+		w.entry(i, 1, putRequest(i))
+		w.commit(i, 1)
+		if i%10 == 0 {
+			w.snapshot(i, 1)
+		}
+	}
+	dir := w.save(t)
+	saveSnap(t, dir, 10, 1)
+	newest := saveSnap(t, dir, 20, 1)
+	change(t, filepath.Join(dir, "wal", w.files[0].name), func(b []byte) []byte { return b[:len(b)*8/10] })
+	if _, err := Open(filepath.Join(dir, "snap"), filepath.Join(dir, "wal")); !errors.Is(err, errLost) || !strings.Contains(err.Error(), newest) {
+		t.Errorf("got %v", err)
+	}
 }
