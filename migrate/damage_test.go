@@ -517,7 +517,7 @@ func FuzzDamage(f *testing.F) {
 // up. Its manifest and its files prove each other.
 func TestDamagedBackup(t *testing.T) {
 	set := etcds(t)
-	m := write(t, set, "2.3", versionfile.Etcd2)
+	m := write(t, set, "2.3", versionfile.Etcd2, "--snapshot-count", "15")
 	l, err := datadir.NewLayout(m.dir, "")
 	must(t, err)
 	made, err := datadir.CreateBackup(t.Context(), l, l.BackupsDir(""), datadir.Meta{Version: m.version}, nil)
@@ -525,6 +525,13 @@ func TestDamagedBackup(t *testing.T) {
 	files, member := load(t, made.Path), load(t, l.MemberDir()) // 2.3 makes no segments that are zeros mostly
 	random, names, dir := rand.New(rand.NewPCG(9, 6)), files.names(), filepath.Join(l.BackupsDir(""), "damaged")
 	restored := 0
+	undamaged := datadir.OpenBackup(made.Path)
+	must(t, os.RemoveAll(dir))
+	files.store(t, dir)
+	must(t, os.RemoveAll(made.Path))
+	must(t, os.Rename(dir, made.Path))
+	_, err = undamaged.Restore(t.Context(), l, nil)
+	must(t, err)
 	for range 60 {
 		d := pick(names, files, random.Uint32(), random.Uint32(), random.Uint32(), random.Uint32(), byte(random.Uint32()))
 		must(t, os.RemoveAll(dir))
