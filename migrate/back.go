@@ -77,7 +77,7 @@ func (m *Migrator) goBack(ctx context.Context, s Step) error {
 	m.log = nil // the step changes it
 	if s.Kind == StepConvertBack {
 		p := m.conversionBack(data)
-		p.Progress = m.progress("convert", "records")
+		p.Progress = m.progress("convert", UnitRecords)
 		report, err := convert.ToV2(ctx, p)
 		m.report.ConversionBack = &report
 		return err

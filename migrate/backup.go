@@ -47,7 +47,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	m.foreign = readJournal(m.layout) != nil
 	began, dir := m.now(), m.layout.BackupsDir(m.BackupDir)
 	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent()}
-	if old := loadJournal(m.layout); old != nil && old.Backup == "" {
+	if old, err := openJournal(m.layout); err == nil && old != nil && old.Backup == "" {
 		// Killed while the backup was made, or right after it: then it is whole, and only the journal does not have it.
 		b, found, err := m.layout.UnchangedSince(dir)
 		if err != nil {
@@ -66,7 +66,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	b, err := datadir.CreateBackup(ctx, m.layout, dir, datadir.Meta{
 		Version: m.st.Version, Member: m.st.Log.ClusterID + "/" + m.st.Member.ID,
 		Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
-	}, m.progress("backup", "bytes"))
+	}, m.progress("backup", UnitBytes))
 	if err != nil {
 		if !m.foreign {
 			err = errors.Join(err, m.endJournal())

@@ -60,7 +60,7 @@ func (m *Migrator) convert(ctx context.Context) error {
 		return err
 	}
 	p := m.conversion(data)
-	p.Progress = m.progress("convert", "records")
+	p.Progress = m.progress("convert", UnitRecords)
 	report, err := convert.ToV3(ctx, p)
 	if err != nil {
 		return err

@@ -6,6 +6,9 @@ import "time"
 type EventKind string
 
 const (
+	// EventBegun tells that there may be something to do: the look that costs next to nothing did not find the data at the
+	// target. Where it did, an Observer is told nothing at all.
+	EventBegun EventKind = "begun"
 	// EventInspected tells that State is known.
 	EventInspected EventKind = "inspected"
 	// EventPlanned tells that Plan is known.
@@ -16,8 +19,8 @@ const (
 	EventStepStarted EventKind = "step started"
 	// EventStepDone comes with the step's Result.
 	EventStepDone EventKind = "step done"
-	// EventProgress tells that Done of Total units (bytes or records, see Unit) of what is under way are done. It comes at most some ten
-	// times a second, and only for what takes long.
+	// EventProgress tells that Done of Total units (see Unit) of what is under way are done. It comes at most some ten times
+	// a second, and at the end.
 	EventProgress EventKind = "progress"
 )
 
@@ -33,17 +36,25 @@ type Event struct {
 	Backup string
 	Reused bool
 
-	What        string // of EventProgress: "backup", "convert", …
-	Unit        string // "bytes" or "records"
-	Done, Total int64
+	What        string // of EventProgress: "backup", "convert", "prove", "etcd", …
+	Unit        string // UnitBytes, UnitRecords or UnitLines
+	Done, Total int64  // Total is 0 where it is not known
 }
+
+// The units that progress is counted in.
+const (
+	UnitBytes   = "bytes"
+	UnitRecords = "records"
+	// UnitLines are what a private etcd prints: a sign of life where nothing else can be counted. Their total is never known.
+	UnitLines = "lines"
+)
 
 // progress turns a stream of counts into events that are far enough apart.
 func (m *Migrator) progress(what, unit string) func(done, total int64) {
 	const apart = 100 * time.Millisecond
 	last := m.now()
 	return func(done, total int64) {
-		if now := m.now(); now.Sub(last) >= apart {
+		if now := m.now(); now.Sub(last) >= apart || done == total {
 			last = now
 			m.tell(Event{Kind: EventProgress, What: what, Unit: unit, Done: done, Total: total})
 		}

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
@@ -52,7 +53,8 @@ type Request struct {
 	// Tool is the program and its version, for the backup's manifest and the report.
 	Tool string
 
-	// Observer is told how it goes; nil for none. It is called from one goroutine at a time.
+	// Observer is told how it goes; nil for none. It is called from one goroutine at a time, and must be quick: the work
+	// waits for it.
 	Observer func(Event)
 	// Log gets details at level debug; nil for none. It never gets keys or values.
 	Log *slog.Logger
@@ -77,6 +79,7 @@ type Migrator struct {
 	// foreign says that there is the journal of an earlier run, and that the data is not what it was then.
 	foreign bool
 	step    int // the number of the step under way, counted from 1
+	telling sync.Mutex
 }
 
 // New gives a Migrator for the request.
@@ -121,6 +124,7 @@ func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 		m.report.From = m.Target
 		return m.report, nil
 	}
+	m.tell(Event{Kind: EventBegun})
 	if err := m.takeOver(); err != nil {
 		return nil, err
 	}
@@ -163,6 +167,8 @@ func (m *Migrator) tell(e Event) {
 	if m.Observer == nil {
 		return
 	}
+	m.telling.Lock() // a private etcd's lines come while a step is under way
+	defer m.telling.Unlock()
 	e.State, e.Plan, e.Step = &m.st, &m.plan, m.step
 	m.Observer(e)
 }

@@ -219,6 +219,8 @@ func (m *Migrator) config(s Step) (member.Config, error) {
 		Credential:          owner,
 		Log:                 m.Log,
 	}
+	progress := m.progress("etcd", UnitLines)
+	cfg.Printed = func(lines int64) { progress(lines, 0) }
 	if m.layout.SeparateWAL() {
 		cfg.WALDir = m.layout.WALDir
 	}
@@ -264,17 +266,35 @@ func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerpri
 			return nil, err
 		}
 		defer db.Close()
-		return keyspace.FingerprintDB(db)
+		var fp keyspace.Fingerprint
+		add, added := m.adding(&fp, m.st.V3.Keys)
+		err = db.Each(add)
+		added()
+		return &fp, err
 	}
 	data, err := m.readLog()
 	if err != nil {
 		return nil, err
 	}
 	var fp keyspace.Fingerprint
-	return &fp, data.tree.Each(m.now(), func(r keyspace.Record) error {
+	add, added := m.adding(&fp, m.st.V2.Keys)
+	err = data.tree.Each(m.now(), add)
+	added()
+	return &fp, err
+}
+
+// adding gives what adds records to a fingerprint and tells how far it is, of about so many, and what tells the end.
+func (m *Migrator) adding(fp *keyspace.Fingerprint, about int) (add func(keyspace.Record) error, added func()) {
+	const often = 4096 // to look at the clock at each record would take as long as to add it
+	progress := m.progress("prove", UnitRecords)
+	add = func(r keyspace.Record) error {
 		fp.Add(r)
+		if fp.Records%often == 0 {
+			progress(fp.Records, max(fp.Records+1, int64(about)))
+		}
 		return nil
-	})
+	}
+	return add, func() { progress(fp.Records, fp.Records) }
 }
 
 // verifyBinaries asks every etcd of the plan whether it is what its name says, before the first one touches the data.

@@ -17,12 +17,14 @@ func readEtcdSettings(args, environ []string) (etcdSettings, error) {
 		if v, ok := flagValue(args, name); ok {
 			return v
 		}
-		return envValue(environ, "ETCD_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
+		return envValue(environ, envName(name))
 	}
 	if file := get("config-file"); file != "" {
 		return readEtcdConfigFile(file)
 	}
-	s := etcdSettings{DataDir: get("data-dir"), WALDir: get("wal-dir"), Name: get("name")}
+	s := etcdSettings{DataDir: get("data-dir"), WALDir: get("wal-dir"), Name: get("name"),
+		MetricsURLs: get("listen-metrics-urls"), CertFile: get("cert-file"), KeyFile: get("key-file"), TrustedCAFile: get("trusted-ca-file"),
+		ClientCertAuth: flagBool(args, environ, "client-cert-auth")}
 	if q := get("quota-backend-bytes"); q != "" {
 		n, err := strconv.ParseInt(q, 0, 64)
 		if err != nil {
@@ -43,11 +45,20 @@ func readEtcdConfigFile(path string) (etcdSettings, error) {
 		WALDir  string `json:"wal-dir"`
 		Name    string `json:"name"`
 		Quota   int64  `json:"quota-backend-bytes"`
+		Metrics string `json:"listen-metrics-urls"`
+		TLS     struct {
+			CertFile       string `json:"cert-file"`
+			KeyFile        string `json:"key-file"`
+			TrustedCAFile  string `json:"trusted-ca-file"`
+			ClientCertAuth bool   `json:"client-cert-auth"`
+		} `json:"client-transport-security"`
 	}
 	if err := yaml.Unmarshal(b, &file); err != nil {
 		return etcdSettings{}, fmt.Errorf("config file %s: %w", path, err)
 	}
-	return etcdSettings{DataDir: file.DataDir, WALDir: file.WALDir, Name: file.Name, Quota: file.Quota}.withDefaults(), nil
+	return etcdSettings{DataDir: file.DataDir, WALDir: file.WALDir, Name: file.Name, Quota: file.Quota,
+		MetricsURLs: file.Metrics, CertFile: file.TLS.CertFile, KeyFile: file.TLS.KeyFile, TrustedCAFile: file.TLS.TrustedCAFile,
+		ClientCertAuth: file.TLS.ClientCertAuth}.withDefaults(), nil
 }
 
 // withDefaults does as etcd does without a --data-dir. Without a name in the settings, the stored one is kept.
@@ -81,6 +92,29 @@ func flagValue(args []string, name string) (value string, found bool) {
 		}
 	}
 	return value, found
+}
+
+// flagBool looks for a flag that needs no value, and then for its variable. What is no boolean counts as true: etcd dies
+// of it.
+func flagBool(args, environ []string, name string) bool {
+	value := envValue(environ, envName(name))
+	for _, arg := range args {
+		if arg == "--" {
+			break
+		}
+		if flag, v, hasValue := strings.Cut(arg, "="); flag == "-"+name || flag == "--"+name {
+			if value = v; !hasValue {
+				value = "true"
+			}
+		}
+	}
+	b, err := strconv.ParseBool(value)
+	return b || err != nil && value != ""
+}
+
+// envName is the variable for a flag.
+func envName(flag string) string {
+	return "ETCD_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 func envValue(environ []string, name string) string {

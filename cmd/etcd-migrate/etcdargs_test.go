@@ -9,7 +9,8 @@ import (
 
 func TestReadEtcdSettings(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "etcd.yaml")
-	if err := os.WriteFile(config, []byte("name: from-file\ndata-dir: /file/data\nwal-dir: /file/wal\nquota-backend-bytes: 8589934592\nlog-level: debug\n"), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte("name: from-file\ndata-dir: /file/data\nwal-dir: /file/wal\nquota-backend-bytes: 8589934592\nlog-level: debug\n"+
+		"listen-metrics-urls: https://127.0.0.1:2381\nclient-transport-security:\n  cert-file: /c\n  key-file: /k\n  client-cert-auth: true\n  trusted-ca-file: /ca\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {
@@ -26,7 +27,14 @@ func TestReadEtcdSettings(t *testing.T) {
 			etcdSettings{Name: "m1", DataDir: "/data", WALDir: "/wal"}},
 		"booleans before and after": {
 			[]string{"--client-cert-auth", "--data-dir", "/data", "--peer-client-cert-auth", "--name", "m1"}, nil,
-			etcdSettings{Name: "m1", DataDir: "/data"}},
+			etcdSettings{Name: "m1", DataDir: "/data", ClientCertAuth: true}},
+		"where it is probed": {
+			[]string{"--listen-metrics-urls=https://127.0.0.1:2381", "--cert-file", "/c", "--key-file=/k", "--trusted-ca-file=/ca", "--client-cert-auth=false"},
+			[]string{"ETCD_CLIENT_CERT_AUTH=true"},
+			etcdSettings{DataDir: "default.etcd", MetricsURLs: "https://127.0.0.1:2381", CertFile: "/c", KeyFile: "/k", TrustedCAFile: "/ca"}},
+		"where it is probed, by variables": {
+			nil, []string{"ETCD_LISTEN_METRICS_URLS=http://127.0.0.1:2381", "ETCD_CLIENT_CERT_AUTH=true"},
+			etcdSettings{DataDir: "default.etcd", MetricsURLs: "http://127.0.0.1:2381", ClientCertAuth: true}},
 		"a value that looks like ours": {
 			[]string{"--initial-cluster", "--name=x", "--data-dir=/data"}, nil, // as Go reads it, --initial-cluster's value is missing here
 			etcdSettings{Name: "x", DataDir: "/data"}},
@@ -37,10 +45,12 @@ func TestReadEtcdSettings(t *testing.T) {
 			etcdSettings{DataDir: "/env", WALDir: "/wal", Quota: 100}},
 		"a config file beats everything": {
 			[]string{"--data-dir=/flag", "--config-file", config}, []string{"ETCD_NAME=m1"},
-			etcdSettings{Name: "from-file", DataDir: "/file/data", WALDir: "/file/wal", Quota: 8 << 30}},
+			etcdSettings{Name: "from-file", DataDir: "/file/data", WALDir: "/file/wal", Quota: 8 << 30,
+				MetricsURLs: "https://127.0.0.1:2381", CertFile: "/c", KeyFile: "/k", TrustedCAFile: "/ca", ClientCertAuth: true}},
 		"a config file by variable": {
 			nil, []string{"ETCD_CONFIG_FILE=" + config},
-			etcdSettings{Name: "from-file", DataDir: "/file/data", WALDir: "/file/wal", Quota: 8 << 30}},
+			etcdSettings{Name: "from-file", DataDir: "/file/data", WALDir: "/file/wal", Quota: 8 << 30,
+				MetricsURLs: "https://127.0.0.1:2381", CertFile: "/c", KeyFile: "/k", TrustedCAFile: "/ca", ClientCertAuth: true}},
 		"similar names are others": {
 			[]string{"--data-dir-x=/no", "--experimental-data-dir", "/no", "--data-dir=/data"}, []string{"ETCD_DATA_DIRX=/no"},
 			etcdSettings{DataDir: "/data"}},

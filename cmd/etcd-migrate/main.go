@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,13 +66,16 @@ func start(args []string) int {
 	parser := kong.Must(&c,
 		kong.Name("etcd-migrate"),
 		kong.Description(description),
-		kong.Vars{"version": version, "newest": last.String()},
+		kong.Vars{"version": version, "newest": last.String(), "terminationLog": defaultTerminationLog},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
-		kong.Groups{"data": "The data:", "migration": "The migration:", "output": "Output:"},
+		kong.Groups{"data": "The data:", "migration": "The migration:", "output": "Output:", "probes": "Probes:"},
 	)
 	kctx, err := parser.Parse(args)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "etcd-migrate: %v\nTry `etcd-migrate --help`.\n", err)
+		if len(args) > 0 && args[0] == "run" {
+			noteTermination(cmp.Or(os.Getenv("TERMINATION_LOG"), defaultTerminationLog), err)
+		}
 		return exitUsage
 	}
 	ctx, stop := withSignals(context.Background())

@@ -82,6 +82,7 @@ func (o *output) observe(e migrate.Event) {
 	case migrate.EventStepDone:
 		o.log.Info("step done", "step", e.Step, "of", len(e.Plan.Steps), "kind", e.Result.Kind, "versionTxt", e.Result.To.String(),
 			"seconds", e.Result.Seconds, "keys", e.Result.Keys, "fingerprint", e.Result.Fingerprint, "ttlsEnded", e.Result.TTLsEnded)
+	case migrate.EventBegun: // the next one says more
 	case migrate.EventProgress:
 		o.log.Debug("progress", "what", e.What, "unit", e.Unit, "done", e.Done, "total", e.Total)
 	}
@@ -121,9 +122,12 @@ func (o *output) show(e migrate.Event) {
 }
 
 func (o *output) showBar(e migrate.Event) {
+	if e.Unit == migrate.UnitLines || o.bar == nil && e.Done >= e.Total {
+		return // what has no end, or is over before there was anything to see
+	}
 	if o.bar == nil {
 		fmt.Fprintln(o.w)
-		o.bar = pb.New64(e.Total).SetWriter(o.w).Set("prefix", e.What+" ").Set(pb.Bytes, e.Unit == "bytes").Start()
+		o.bar = pb.New64(e.Total).SetWriter(o.w).Set("prefix", e.What+" ").Set(pb.Bytes, e.Unit == migrate.UnitBytes).Start()
 	}
 	o.bar.SetTotal(e.Total).SetCurrent(e.Done)
 }

@@ -18,6 +18,7 @@ import (
 type runCmd struct {
 	Target string `group:"migration" name:"target-version" env:"TARGET_VERSION" placeholder:"VERSION" help:"Where to go. Default: what the etcd to become answers to --version."`
 	migrationFlags
+	probeFlags
 	outputFlags
 	Etcd []string `arg:"" passthrough:"" name:"etcd" help:"After --: the etcd to become, and its flags. They say where the data is, too."`
 }
@@ -28,10 +29,17 @@ func (c *runCmd) Help() string {
   command: [etcd-migrate, run, --, etcd, --name=m1, --data-dir=/var/lib/etcd, --listen-client-urls=…]
 
 Data dir, WAL dir, name and quota are read from etcd's flags, from ETCD_* variables or from its --config-file, exactly
-as etcd reads them. If there is nothing to do, etcd is executed at once.`
+as etcd reads them. If there is nothing to do, etcd is executed at once. Else probes are answered where etcd will answer
+them, on its --listen-metrics-urls, until it does.`
 }
 
 func (c *runCmd) Run(ctx context.Context) error {
+	err := c.migrateAndBecome(ctx) // which only returns if that fails
+	noteTermination(c.TerminationLog, err)
+	return err
+}
+
+func (c *runCmd) migrateAndBecome(ctx context.Context) error {
 	argv := c.argv()
 	if len(argv) == 0 {
 		return usagef("no etcd to become: end the command with -- etcd and its flags")
@@ -48,7 +56,14 @@ func (c *runCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := c.run(ctx, r); err != nil {
+	p, err := c.probes(settings, r.StepTimeout, newOutput(c.outputFlags).warn)
+	if err != nil {
+		return err
+	}
+	r.Observer = p.observe
+	_, err = c.run(ctx, r)
+	p.close()
+	if err != nil {
 		return err
 	}
 	if err := context.Cause(ctx); err != nil {

@@ -49,6 +49,13 @@ type etcdSettings struct {
 	WALDir  string
 	Name    string
 	Quota   int64
+
+	// Where it will be probed, comma-separated, and with which certificate if that is https.
+	MetricsURLs    string
+	CertFile       string
+	KeyFile        string
+	TrustedCAFile  string
+	ClientCertAuth bool
 }
 
 // request puts a request together. target is a minor or a release; extra is an etcd that may lie outside of the bin dir.
@@ -96,10 +103,18 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 	}, nil
 }
 
-// run does the migration with an account of it on standard error.
+// run does the migration with an account of it on standard error, and also tells r.Observer, if there is one.
 func (o outputFlags) run(ctx context.Context, r migrate.Request) (*migrate.Report, error) {
 	out := newOutput(o)
-	r.Observer = out.observe
+	observers := []func(migrate.Event){out.observe}
+	if r.Observer != nil {
+		observers = append(observers, r.Observer)
+	}
+	r.Observer = func(e migrate.Event) {
+		for _, observe := range observers {
+			observe(e)
+		}
+	}
 	r.Log = out.log
 	report, err := migrate.New(r).Run(ctx)
 	out.finish(report, err)

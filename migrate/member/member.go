@@ -57,6 +57,9 @@ type Config struct {
 	// Log gets the facts of starts and stops at debug level, nil for none. What etcd prints is never logged, because
 	// it can hold keys.
 	Log *slog.Logger
+	// Printed, if set, is called with the number of lines that etcd has printed, each time it has printed more: a sign of
+	// life. It is called from a goroutine of its own, and for the last time before Stop returns or Start gives an error.
+	Printed func(lines int64)
 }
 
 func (c *Config) check() error {
@@ -120,7 +123,7 @@ func Start(ctx context.Context, cfg Config) (*Etcd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start etcd %s: %w", cfg.Release, err)
 	}
-	e := &Etcd{cfg: cfg, secrets: s, exited: make(chan struct{})}
+	e := &Etcd{cfg: cfg, secrets: s, output: tail{printed: cfg.Printed}, exited: make(chan struct{})}
 	e.client = &http.Client{
 		// No proxy, whatever the environment says, and no redirect: neither leads to our etcd.
 		Transport: &http.Transport{TLSClientConfig: s.client.Clone(), MaxIdleConnsPerHost: 1},

@@ -196,8 +196,10 @@ func startWithSignals(cmd *exec.Cmd) error {
 
 // tail keeps the last part of what etcd prints, in whole lines: half a line could hide that it holds keys.
 type tail struct {
-	mu  sync.Mutex
-	buf []byte
+	mu      sync.Mutex
+	buf     []byte
+	lines   int64
+	printed func(lines int64) // Config.Printed
 }
 
 // tailSize is what is kept at least, if there was so much. Up to twice as much is.
@@ -207,6 +209,10 @@ func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.buf = append(t.buf, p...)
+	if n := bytes.Count(p, []byte{'\n'}); n > 0 && t.printed != nil {
+		t.lines += int64(n)
+		t.printed(t.lines)
+	}
 	if len(t.buf) > 2*tailSize {
 		old := len(t.buf) - tailSize
 		if i := bytes.IndexByte(t.buf[old:], '\n'); i >= 0 {
