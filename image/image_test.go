@@ -91,6 +91,10 @@ func TestContent(t *testing.T) {
 		"usr/local/bin/etcdctl":      "-rwxr-xr-x 0:0",
 		"usr/local/bin/etcdutl":      "-rwxr-xr-x 0:0",
 		"usr/local/bin/etcd-migrate": "-rwxr-xr-x 0:0",
+
+		"usr/local/bin/migrate":              "Lrwxrwxrwx 0:0 etcd-migrate",
+		"usr/local/bin/migrate-if-needed.sh": "Lrwxrwxrwx 0:0 etcd-migrate",
+
 		"var/":                       "drwxr-xr-x 0:0",
 		"var/lib/":                   "drwxr-xr-x 0:0",
 		"var/lib/etcd/":              "drwx------ 65532:65532",

@@ -4,7 +4,7 @@
 #
 #   etcds/   /usr/local/bin/etcd-<version> of every minor on the way
 #   target/  /usr/local/bin/etcdctl and etcdutl of the target, etcd as a link to the target's etcd-<version>, and /var/lib
-#   tool/    /usr/local/bin/etcd-migrate
+#   tool/    /usr/local/bin/etcd-migrate, and links of the names that it takes the place of
 #   data/    an empty data dir, for /var/lib
 #
 # usage: tree.sh OUT      ARCH (default: this machine's), MINORS (default: the Makefile's) and TARGET (default: 3.6) choose
@@ -46,6 +46,7 @@ for name in etcdctl $utl; do
 done
 ln -s "etcd-$(release "$target")" "$out/target/usr/local/bin/etcd"
 install -m 0755 "$bin/etcd-migrate" "$out/tool/usr/local/bin/"
+for name in migrate migrate-if-needed.sh; do ln -s etcd-migrate "$out/tool/usr/local/bin/$name"; done
 install -d -m 0755 "$out/target/var" "$out/target/var/lib" "$out/data"
 install -d -m 0700 "$out/data/etcd"
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"syscall"
 
@@ -54,26 +55,16 @@ Exit codes:
 func main() {
 	// A container that is sized for its etcd must have room for the migration, too; the work is bound by the disk anyway.
 	debug.SetGCPercent(25)
-	os.Exit(start(os.Args[1:]))
+	os.Exit(start(os.Args[0], os.Args[1:]))
 }
 
-// start runs one command and gives the exit code.
-func start(args []string) int {
-	var c cli
-	var last versionfile.Minor
-	for _, last = range versionfile.Minors() {
-	}
-	parser := kong.Must(&c,
-		kong.Name("etcd-migrate"),
-		kong.Description(description),
-		kong.Vars{"version": version, "newest": last.String(), "terminationLog": defaultTerminationLog},
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
-		kong.Groups{"data": "The data:", "migration": "The migration:", "output": "Output:", "probes": "Probes:"},
-	)
+// start runs one command and gives the exit code. The program's name matters: see dropIn.
+func start(program string, args []string) int {
+	parser, showKeys, inPod := newParser(program, args)
 	kctx, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "etcd-migrate: %v\nTry `etcd-migrate --help`.\n", err)
-		if len(args) > 0 && args[0] == "run" {
+		fmt.Fprintf(os.Stderr, "%[1]s: %[2]v\nTry `%[1]s --help`.\n", parser.Model.Name, err)
+		if inPod {
 			noteTermination(cmp.Or(os.Getenv("TERMINATION_LOG"), defaultTerminationLog), err)
 		}
 		return exitUsage
@@ -81,7 +72,7 @@ func start(args []string) int {
 	ctx, stop := withSignals(context.Background())
 	defer stop()
 	kctx.BindTo(ctx, (*context.Context)(nil))
-	names := namePrinter{os.Stderr, c.ShowKeys || kctx.Selected().Name != "run" && term.IsTerminal(int(os.Stderr.Fd()))}
+	names := namePrinter{os.Stderr, *showKeys || !inPod && term.IsTerminal(int(os.Stderr.Fd()))}
 	kctx.Bind(names)
 	err = kctx.Run()
 	if err == nil {
@@ -89,7 +80,7 @@ func start(args []string) int {
 	}
 	var shown *shownError
 	if !errors.As(err, &shown) {
-		fmt.Fprintf(os.Stderr, "etcd-migrate: %v\n", err)
+		fmt.Fprintf(os.Stderr, "%s: %v\n", parser.Model.Name, err)
 	}
 	var about *migrate.Error
 	if errors.As(err, &about) {
@@ -119,6 +110,29 @@ func (p namePrinter) print(about []migrate.Names) {
 		}
 		fmt.Fprintln(p.w)
 	}
+}
+
+// newParser makes the parser for a program of that name, and says whether this is what a pod's container is made of.
+func newParser(program string, args []string) (parser *kong.Kong, showKeys *bool, inPod bool) {
+	var last versionfile.Minor
+	for _, last = range versionfile.Minors() {
+	}
+	vars := kong.Vars{"version": version, "newest": last.String(), "terminationLog": defaultTerminationLog, "allowRollback": "false"}
+	options := []kong.Option{
+		vars,
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.Groups{"data": "The data:", "migration": "The migration:", "output": "Output:", "probes": "Probes:",
+			"ignored": "Not needed any more:"},
+	}
+	if isDropIn(program) {
+		vars["allowRollback"] = "true" // as it always was
+		options = append(options, kong.Name(filepath.Base(program)), kong.Description(dropInDescription),
+			kong.WithHyphenPrefixedParameters(true)) // --etcd-server-extra-args has such values
+		return kong.Must(&dropIn{}, options...), new(bool), true
+	}
+	options = append(options, kong.Name("etcd-migrate"), kong.Description(description))
+	var c cli
+	return kong.Must(&c, options...), &c.ShowKeys, len(args) > 0 && args[0] == "run"
 }
 
 const (

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asMain) != "" {
 		main()
 	}
-	testscript.Main(withTable{m}, map[string]func(){"etcd-migrate": main})
+	testscript.Main(withTable{m}, map[string]func(){"etcd-migrate": main, "migrate": main, "migrate-if-needed.sh": main})
 }
 
 // withTable prints what TestKilled has done when all tests are done, and removes what they shared.

@@ -25,7 +25,7 @@ type migrationFlags struct {
 	BackupDir   string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
 	KeepBackups int    `group:"migration" placeholder:"N" env:"KEEP_BACKUPS" help:"Remove older backups when the migration is done, so that N of each member with this data dir are left. Default: keep all."`
 
-	AllowRollback bool   `group:"migration" env:"ALLOW_ROLLBACK" help:"Allow a target below the data. Without it, that is refused."`
+	AllowRollback bool   `group:"migration" default:"${allowRollback}" negatable:"" env:"ALLOW_ROLLBACK" help:"Allow a target below the data. Without it, that is refused."`
 	Accept        string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried over: v3-keys, over-quota (etcd2 to etcd3); unfit-keys, not-utf8, not-json, v2-keys, v3-auth (back). Without it, such data is refused."`
 
 	Leftovers string `group:"migration" name:"v2-leftovers" enum:",refuse,discard" default:"" placeholder:"refuse|discard" env:"V2_LEFTOVERS" help:"What becomes of keys and users in the v2 store that the v3 store does not have: etcd 3.6 and later do not start on them. Default: refuse."`
