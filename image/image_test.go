@@ -95,9 +95,9 @@ func TestContent(t *testing.T) {
 		"usr/local/bin/migrate":              "Lrwxrwxrwx 0:0 etcd-migrate",
 		"usr/local/bin/migrate-if-needed.sh": "Lrwxrwxrwx 0:0 etcd-migrate",
 
-		"var/":                       "drwxr-xr-x 0:0",
-		"var/lib/":                   "drwxr-xr-x 0:0",
-		"var/lib/etcd/":              "drwx------ 65532:65532",
+		"var/":          "drwxr-xr-x 0:0",
+		"var/lib/":      "drwxr-xr-x 0:0",
+		"var/lib/etcd/": "drwx------ 65532:65532",
 	}
 	for _, release := range etcds {
 		files["usr/local/bin/etcd-"+release] = "-rwxr-xr-x 0:0"

@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
+
+	"github.com/etcd-migrate/etcd-migrate/manifest"
 )
 
 // TestKubeadmPatch applies the patch to what kubeadm writes. What comes out is the static pod's manifest.
@@ -28,6 +30,67 @@ func TestKubeadmPatch(t *testing.T) {
 	if diff := cmp.Diff(want, pod); diff != "" {
 		t.Errorf("kubeadm/etcd+json.yaml does not make etcd.yaml of kubeadm's manifest (-want +got):\n%s", diff)
 	}
+}
+
+// TestManifestCommand sees that etcd-migrate manifest makes the same of kubeadm's manifest, byte by byte but for the comment
+// at the top, and of GCE's old one the command of ours.
+func TestManifestCommand(t *testing.T) {
+	const image = "localhost/etcd-migrate/etcd:3.6.16"
+	user := 65532
+	stock, want := readFile(t, "testdata/kubeadm-etcd.yaml"), readFile(t, "etcd.yaml")
+	got, notes, err := manifest.Edit(stock, manifest.Options{Image: image, User: &user})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(withoutComment(want), withoutComment(got)); diff != "" {
+		t.Errorf("etcd-migrate manifest does not make etcd.yaml of kubeadm's manifest (-want +got):\n%s", diff)
+	}
+	if len(notes) != 1 || !strings.Contains(notes[0], "must belong to user 65532") {
+		t.Errorf("notes: %q", notes)
+	}
+
+	got, notes, err = manifest.Edit(readFile(t, "testdata/gce-etcd-old.json"), manifest.Options{Image: image, User: &user})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pod, wantPod struct {
+		Spec struct {
+			Containers []struct {
+				Image           string
+				Command         []string
+				SecurityContext map[string]any
+			}
+			SecurityContext map[string]any
+		}
+	}
+	if err := json.Unmarshal(got, &pod); err != nil {
+		t.Fatalf("%v:\n%s", err, got)
+	}
+	if err := json.Unmarshal(readFile(t, "gce-etcd.json"), &wantPod); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(wantPod, pod); diff != "" {
+		t.Errorf("etcd-migrate manifest does not make gce-etcd.json of GCE's manifest (-want +got):\n%s", diff)
+	}
+	for _, want := range []string{"the shell is gone", "no longer written to a file", "TARGET_VERSION is 3.5.3", "the liveness probe runs a program"} {
+		if !strings.Contains(strings.Join(notes, "\n"), want) {
+			t.Errorf("no note that %s: %q", want, notes)
+		}
+	}
+}
+
+func withoutComment(text []byte) string {
+	_, rest, _ := strings.Cut(string(text), "apiVersion:")
+	return rest
+}
+
+func readFile(t *testing.T, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // TestManifestsNameTheTarget sees that a new patch release of the target's etcd also reaches the manifests.

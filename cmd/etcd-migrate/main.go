@@ -34,6 +34,7 @@ type cli struct {
 	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
 
 	Backup       backupCmd       `cmd:"" help:"List, verify, restore and prune backups."`
+	Manifest     manifestCmd     `cmd:"" help:"Put etcd-migrate into the manifest of a static pod that runs etcd, and print it."`
 	AttachLeases attachLeasesCmd `cmd:"" help:"Give keys below a directory a TTL, if they have none: for data that an older tool converted without TTLs."`
 
 	ShowKeys bool             `help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run."`
