@@ -33,6 +33,8 @@ type cli struct {
 	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Changes nothing."`
 	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
 
+	Matrix matrixCmd `cmd:"" help:"Try every way from one etcd version to another, on a built-in workload or on a copy of a data dir."`
+
 	Backup       backupCmd       `cmd:"" help:"List, verify, restore and prune backups."`
 	Manifest     manifestCmd     `cmd:"" help:"Put etcd-migrate into the manifest of a static pod that runs etcd, and print it."`
 	AttachLeases attachLeasesCmd `cmd:"" help:"Give keys below a directory a TTL, if they have none: for data that an older tool converted without TTLs."`
@@ -122,7 +124,7 @@ func newParser(program string, args []string) (parser *kong.Kong, showKeys *bool
 	options := []kong.Option{
 		vars,
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
-		kong.Groups{"data": "The data:", "migration": "The migration:", "output": "Output:", "probes": "Probes:",
+		kong.Groups{"data": "The data:", "migration": "The migration:", "run": "How it runs:", "output": "Output:", "probes": "Probes:",
 			"ignored": "Not needed any more:"},
 	}
 	if isDropIn(program) {

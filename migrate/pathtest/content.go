@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,7 +32,9 @@ type Key struct {
 // Content is all that a client sees.
 type Content struct {
 	Keys map[string]Key
-	Read time.Time // when it was read
+	// Revision is the v3 store's revision, or the v2 store's index. It is what watchers go by, so it must never fall.
+	Revision int64
+	Read     time.Time // when it was read
 }
 
 // Compare names what differs between what an etcd held before and after. Keys whose TTL has ended in the meantime must be
@@ -62,6 +65,9 @@ func Compare(before, after Content) []string {
 		case b.Lease == 0 && !sameExpiry(b.Expiry, a.Expiry, between):
 			say("key %.80q expires at %s instead of %s", k, a.Expiry.Format(time.RFC3339), b.Expiry.Format(time.RFC3339))
 		}
+	}
+	if after.Revision < before.Revision {
+		say("the revision has fallen from %d to %d", before.Revision, after.Revision)
 	}
 	for _, k := range slices.Sorted(maps.Keys(after.Keys)) {
 		if _, ok := before.Keys[k]; !ok {
@@ -97,7 +103,13 @@ type v2Node struct {
 }
 
 // V2 makes one request of the v2 API and gives the answer's status and body. The form may be nil.
-func (s *Server) V2(ctx context.Context, method, key string, form url.Values) (int, []byte, error) {
+func (s *Server) V2(ctx context.Context, method, key string, form url.Values) (status int, body []byte, err error) {
+	status, body, _, err = s.v2(ctx, method, key, form)
+	return status, body, err
+}
+
+// v2 gives the store's index, too.
+func (s *Server) v2(ctx context.Context, method, key string, form url.Values) (status int, answer []byte, index int64, err error) {
 	u := s.URL + "/v2/keys" + escape(key)
 	var body io.Reader
 	if method == http.MethodGet || method == http.MethodDelete {
@@ -107,16 +119,17 @@ func (s *Server) V2(ctx context.Context, method, key string, form url.Values) (i
 	}
 	req, err := http.NewRequestWithContext(ctx, method, u, body)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, 0, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, 0, err
 	}
 	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	return res.StatusCode, b, err
+	index, _ = strconv.ParseInt(res.Header.Get("X-Etcd-Index"), 10, 64) // errors have none
+	answer, err = io.ReadAll(res.Body)
+	return res.StatusCode, answer, index, err
 }
 
 func escape(key string) string {
@@ -127,13 +140,17 @@ func escape(key string) string {
 	return strings.Join(parts, "/")
 }
 
-// ReadV2 reads everything below the root, and below the given hidden keys and directories, which no listing shows.
+// ReadV2 reads everything below the root, and below the given hidden keys and directories, which no listing shows. Of
+// these, some may be gone.
 func (s *Server) ReadV2(ctx context.Context, hidden ...string) (Content, error) {
 	content := Content{Keys: map[string]Key{}, Read: time.Now()}
 	for _, key := range append([]string{"/"}, hidden...) {
-		status, body, err := s.V2(ctx, http.MethodGet, key, url.Values{"recursive": {"true"}})
+		status, body, index, err := s.v2(ctx, http.MethodGet, key, url.Values{"recursive": {"true"}})
 		if err != nil {
 			return Content{}, err
+		}
+		if status == http.StatusNotFound {
+			continue
 		}
 		if status != http.StatusOK {
 			return Content{}, fmt.Errorf("read %q: %d %s", key, status, body)
@@ -144,6 +161,7 @@ func (s *Server) ReadV2(ctx context.Context, hidden ...string) (Content, error) 
 			return Content{}, fmt.Errorf("read %q: %w", key, err)
 		}
 		content.add(answer.Node, time.Time{})
+		content.Revision = max(content.Revision, index)
 	}
 	return content, nil
 }
@@ -181,6 +199,7 @@ func ReadV3(ctx context.Context, c *clientv3.Client) (Content, error) {
 		if err != nil {
 			return Content{}, err
 		}
+		content.Revision = res.Header.Revision
 		for _, kv := range res.Kvs {
 			k := Key{Value: string(kv.Value), Created: kv.CreateRevision, Modified: kv.ModRevision, Lease: kv.Lease}
 			lease, known := leases[kv.Lease]

@@ -16,12 +16,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -53,11 +55,10 @@ type Server struct {
 // Start starts an etcd on dataDir and waits until it takes writes. Further flags can be given; a flag that is given twice
 // counts the second time.
 func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...string) (*Server, error) {
-	ports, err := freePorts(2)
+	client, peer, err := urls()
 	if err != nil {
 		return nil, err
 	}
-	client, peer := "http://"+ports[0], "http://"+ports[1]
 	args := append([]string{
 		"--name", Name, "--data-dir", dataDir,
 		"--listen-client-urls", client, "--advertise-client-urls", client,
@@ -67,36 +68,52 @@ func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...st
 	s := &Server{Release: bin.Release, URL: client, done: make(chan struct{})}
 	s.cmd = exec.Command(bin.Path, args...)
 	s.cmd.Env = []string{"GOTRACEBACK=none"} // the last lines are what a panic says
+	if runtime.GOARCH != "amd64" {
+		s.cmd.Env = append(s.cmd.Env, "ETCD_UNSUPPORTED_ARCH="+runtime.GOARCH) // 2.3 to 3.4 ask for it
+	}
 	s.cmd.Stdout, s.cmd.Stderr = &s.output, &s.output
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := s.cmd.Start(); err != nil {
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	started := make(chan error, 1)
+	go s.run(started)
+	if err := <-started; err != nil {
 		return nil, err
 	}
-	go func() {
-		s.err = s.cmd.Wait()
-		close(s.done)
-	}()
 	if err := s.ready(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("etcd %s: %w", bin.Release, err), s.Kill())
 	}
 	return s, nil
 }
 
+// run starts the process and waits for its end. Should this process be killed, the etcd goes with it: the signal for that
+// is sent when the thread ends that made the child, so the thread is kept for as long as the child lives.
+func (s *Server) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := s.cmd.Start()
+	started <- err
+	if err == nil {
+		s.err = s.cmd.Wait()
+		close(s.done)
+	}
+}
+
 // errEnded is how an etcd ends that nobody has ended.
 var errEnded = errors.New("it ended by itself")
 
-// freePorts gives addresses on loopback that nobody listens on.
-func freePorts(n int) ([]string, error) {
-	var addrs []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+// urls gives a client and a peer URL that nobody listens on. They are on an address in 127.0.0.0/8 that nobody else is
+// likely to use, so that no other process takes the ports before the etcd does.
+func urls() (client, peer string, err error) {
+	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+	var addrs [2]string
+	for i := range addrs {
+		l, err := net.Listen("tcp", host+":0")
 		if err != nil {
-			return nil, err
+			return "", "", err
 		}
-		defer func() { _ = l.Close() }()
-		addrs = append(addrs, l.Addr().String())
+		defer l.Close()
+		addrs[i] = l.Addr().String()
 	}
-	return addrs, nil
+	return "http://" + addrs[0], "http://" + addrs[1], nil
 }
 
 func (s *Server) ready(ctx context.Context) error {
