@@ -37,6 +37,7 @@ func (m withTable) Run() int {
 //	exits CODE PROGRAM ARG…       runs a program, stdout and stderr to be matched afterwards, and checks its exit code
 //	etcd2 MINOR DIR               lets that etcd write a data dir with keys in the v2 store
 //	etcd3 MINOR DIR               the same with keys in the v3 store
+//	cut FILE N                    cuts the last N bytes off a file
 //
 // and the variables $BIN, the directory of the etcd binaries, and $ETCD_<minor without its dot>, each newest release.
 func TestScripts(t *testing.T) {
@@ -81,6 +82,13 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"etcd2": write(true),
 			"etcd3": write(false),
+			"cut": func(ts *testscript.TestScript, _ bool, args []string) {
+				n, err := strconv.Atoi(args[1])
+				ts.Check(err)
+				info, err := os.Stat(ts.MkAbs(args[0]))
+				ts.Check(err)
+				ts.Check(os.Truncate(ts.MkAbs(args[0]), info.Size()-int64(n)))
+			},
 			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
 				want, err := strconv.Atoi(args[0])
 				ts.Check(err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -19,7 +20,10 @@ var pageText string
 // pageTemplate is read when a page is written: nothing else has to wait for it.
 var pageTemplate = sync.OnceValues(func() (*template.Template, error) {
 	return template.New("page").Funcs(template.FuncMap{
-		"label":   Label,
+		"label": Label,
+		"heading": func(v versionfile.Version) template.HTML { // a version cannot hold anything that would need escaping
+			return template.HTML(strings.Replace(Label(v), "/", "/<wbr>", 1))
+		},
 		"seconds": func(s float64) string { return fmt.Sprintf("%.2f", s) },
 		"percent": func(part, whole float64) string { return fmt.Sprintf("%.1f", 100*part/max(whole, 0.001)) },
 		"plural": func(n int, what string) string {

@@ -10,6 +10,7 @@ package matrix
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
@@ -52,7 +53,7 @@ func Label(v versionfile.Version) string {
 type Result struct {
 	Pair
 	Outcome Outcome `json:"outcome"`
-	// Reason says why it failed or was refused, and Hint what to do about it.
+	// Reason says why it failed or was refused, and Hint what to do about a refusal.
 	Reason string `json:"reason,omitempty"`
 	Hint   string `json:"hint,omitempty"`
 	// Differences names what the target's etcd serves otherwise than the source's did: keys, but no values.
@@ -198,7 +199,7 @@ func Select(versions []versionfile.Version, names []string) ([]versionfile.Versi
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("%q is none of the versions at hand, which are %s", name, labels(versions))
+			return nil, fmt.Errorf("%q is none of the versions at hand, which are %s", name, strings.Join(labels(versions), ", "))
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(versions), func(v versionfile.Version) bool { return !keep[v] }), nil

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate"
@@ -44,21 +45,34 @@ func (r *Result) end(err error) {
 	r.Outcome = Failed
 	var e *migrate.Error
 	if errors.As(err, &e) {
-		r.Hint = e.Hint
 		if e.Kind == migrate.Refused {
-			r.Outcome = Refused
+			r.Outcome, r.Hint = Refused, e.Hint
 		}
 	}
 	r.Reason = reason(err)
 }
 
-// reason is an error's text without the hint, which has a field of its own.
+var stepNumber = regexp.MustCompile(`^step \d+ of \d+, `)
+
+// reason is an error's text in one line, without what has a field of its own, and without what differs between pairs that
+// fail for the same reason.
 func reason(err error) string {
+	text := err.Error()
 	var e *migrate.Error
-	if !errors.As(err, &e) || e.Hint == "" {
-		return err.Error()
+	if errors.As(err, &e) {
+		what := e.Err.Error()
+		if e.Op != "" {
+			what = stepNumber.ReplaceAllString(e.Op, "") + ": " + what
+		}
+		text = strings.Replace(text, e.Error(), what, 1)
 	}
-	return strings.TrimSuffix(err.Error(), "; "+e.Hint)
+	var lines []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(line); !strings.Contains(strings.Join(lines, "\n"), line) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "; ")
 }
 
 func (m *runner) migrate(ctx context.Context, s *source, p Pair, dir string, r *Result) error {

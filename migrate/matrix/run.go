@@ -39,7 +39,10 @@ type dirs struct{ original, from, pairs string }
 
 // Run tries all pairs. Its error is nil however the pairs ended, as the Report tells. With an error the Report holds what
 // was finished until then; it is nil if nothing was begun. Errors are of type *migrate.Error.
-func Run(ctx context.Context, o Options) (*Report, error) {
+func Run(ctx context.Context, o Options) (report *Report, err error) {
+	if o.WorkDir, err = filepath.Abs(o.WorkDir); err != nil {
+		return nil, refuse(err, "name another directory with --work-dir")
+	}
 	unlock, err := lockWorkDir(o.WorkDir)
 	if err != nil {
 		return nil, err
@@ -65,7 +68,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	err = m.all(ctx, todo)
-	report := m.report(pairs)
+	report = m.report(pairs)
 	report.Resumed = resumed
 	if ctx.Err() != nil {
 		err = &migrate.Error{Kind: migrate.Interrupted, Op: "matrix", Err: context.Cause(ctx),

@@ -47,15 +47,7 @@ func copyOriginal(ctx context.Context, o Options, dir string) (*original, error)
 	if err := l.LiveEtcd(); err != nil {
 		return nil, &migrate.Error{Kind: migrate.InUse, Op: "matrix", Err: err, Hint: "stop it first, or give a copy of its data dir"}
 	}
-	copied := filepath.Join(dir, "data")
-	if err := copyData(ctx, l, copied); err != nil {
-		return nil, refuse(fmt.Errorf("copy the data dir: %w", err), "free some space, or name another --work-dir")
-	}
-	l, err = datadir.NewLayout(copied, "")
-	if err != nil {
-		return nil, refuse(err, "name another --work-dir")
-	}
-	user := &original{layout: l}
+	user := &original{}
 	if user.state, err = migrate.Inspect(ctx, l, time.Now()); err != nil {
 		return nil, err
 	}
@@ -68,6 +60,13 @@ func copyOriginal(ctx context.Context, o Options, dir string) (*original, error)
 	}
 	if user.hidden, err = hiddenKeys(l); err != nil {
 		return nil, refuse(err, "see what `etcd-migrate inspect` says of the data dir")
+	}
+	copied := filepath.Join(dir, "data")
+	if err := copyData(ctx, l, copied); err != nil {
+		return nil, refuse(fmt.Errorf("copy the data dir: %w", err), "free some space, or name another --work-dir")
+	}
+	if user.layout, err = datadir.NewLayout(copied, ""); err != nil {
+		return nil, refuse(err, "name another --work-dir")
 	}
 	return user, nil
 }
@@ -105,10 +104,15 @@ func hiddenKeys(l datadir.Layout) (keys []string, err error) {
 		}
 	}
 	if _, err = log.Each(func(e raftlog.Entry) error {
-		if e.Kind == raftlog.V2 {
+		switch e.Kind {
+		case raftlog.V2:
 			return tree.ApplyV2(e.V2)
+		case raftlog.V3:
+			return tree.ApplyV3(e.V3)
+		case raftlog.ConfChange:
+			return tree.ApplyConfChange(e.ConfChange)
 		}
-		return nil // of no effect on keys
+		return nil
 	}); err != nil {
 		return nil, err
 	}
