@@ -123,7 +123,7 @@ func (s *matrixShow) draw() {
 			return cell(r)
 		}
 		if began, ok := s.begun[p]; ok {
-			return fmt.Sprintf("… %.0fs", time.Since(began).Seconds()), ""
+			return fmt.Sprintf("… %3.0fs", time.Since(began).Seconds()), ""
 		}
 		return "", ""
 	})
@@ -133,19 +133,26 @@ func (s *matrixShow) draw() {
 	fmt.Fprint(s.w, b.String())
 }
 
-// cell is what the table shows of a result, and its colour.
+// cell is what the table shows of a result, and its colour. The signs are those of the HTML page.
 func cell(r *matrix.Result) (text, colour string) {
 	switch r.Outcome {
 	case matrix.Passed:
-		return fmt.Sprintf("%.2fs", r.Seconds), "\x1b[32m"
+		digits := 2
+		if r.Seconds >= 100 {
+			digits = 0
+		}
+		return fmt.Sprintf("✓%5.*f", digits, r.Seconds), "\x1b[32m"
 	case matrix.Refused:
-		return "refused", "\x1b[33m"
+		return "⊘     ", "\x1b[33m"
 	default:
-		return "FAILED", "\x1b[1;31m"
+		return "✗ FAIL", "\x1b[1;31m"
 	}
 }
 
-const cellWidth = 7 // "refused"
+const (
+	cellWidth = 6 // so that ten versions are less than 80 characters
+	legend    = "from (down) to (across): ✓ passed, with the seconds it took; ⊘ refused; ✗ failed"
+)
 
 func gridSize(from, to []versionfile.Version) (width, height int) {
 	_, rowLabel := versionsOf(from)
@@ -182,7 +189,7 @@ func writeGrid(w io.Writer, from, to []versionfile.Version, cell func(matrix.Pai
 func printMatrix(f *os.File, r *matrix.Report) error {
 	colours := term.IsTerminal(int(f.Fd()))
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nfrom (down) to (across); seconds that the migration took\n\n")
+	fmt.Fprintf(&b, "\n%s\n\n", legend)
 	writeGrid(&b, r.From, r.To, func(p matrix.Pair) (string, string) {
 		result := r.Get(p)
 		if result == nil {
