@@ -1,14 +1,32 @@
-// Package pathtest is what a test of etcd upgrade paths needs: it starts etcds of any minor on a directory, fills them
-// with data that is hard to carry over, and reads back all that they hold, so that before and after can be compared.
+// Package pathtest is what a test of etcd upgrade paths needs, in the manner of net/http/httptest: it starts real etcds of
+// any minor on a directory, fills them with data that is hard to carry over, and reads back all that they serve, so that
+// before and after can be compared. It is for the tests of other projects, too.
 //
-//	server, err := pathtest.Start(ctx, binary, dir)
-//	…
-//	before, err := server.FillV2(ctx)
-//	err = server.Stop()
-//	// migrate dir
-//	server, err = pathtest.Start(ctx, newer, dir)
-//	after, err := server.ReadV3(ctx)
-//	problems := pathtest.Compare(before, after)
+//	func TestUpgrade(t *testing.T) {
+//		dir := t.TempDir()
+//		server := pathtest.Serve(t, pathtest.Binary(t, "bin/etcd", "3.4"), dir)
+//		if err := server.FillV3(t.Context(), 100); err != nil {
+//			t.Fatal(err)
+//		}
+//		before, err := server.ReadV3(t.Context())
+//		…
+//		server.Stop()
+//
+//		upgrade(dir) // what is to be tested
+//
+//		server = pathtest.Serve(t, pathtest.Binary(t, "bin/etcd", "3.7"), dir)
+//		after, err := server.ReadV3(t.Context())
+//		…
+//		for _, difference := range pathtest.Compare(before, after) {
+//			t.Error(difference)
+//		}
+//	}
+//
+// The etcds are files named etcd-<version> in one directory. `make binaries` in this project's repository builds all of
+// them; those of etcd's releases do as well. What is to be tested can be a program of your own, or package migrate: the
+// example shows that. Package matrix tries many paths at once.
+//
+// This package does not import package testing, nor any other part of package migrate.
 package pathtest
 
 import (
@@ -79,7 +97,8 @@ func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...st
 		return nil, err
 	}
 	if err := s.ready(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("etcd %s: %w", bin.Release, err), s.Kill())
+		killErr := s.Kill() // before its output is looked at
+		return nil, errors.Join(fmt.Errorf("etcd %s: %w: %s", bin.Release, err, s.lastOutput()), killErr)
 	}
 	return s, nil
 }
@@ -126,9 +145,9 @@ func (s *Server) ready(ctx context.Context) error {
 		}
 		select {
 		case <-s.done:
-			return fmt.Errorf("ended: %w: %s", errors.Join(s.err, errEnded), s.lastOutput())
+			return fmt.Errorf("%w (%s)", errEnded, s.cmd.ProcessState)
 		case <-ctx.Done():
-			return fmt.Errorf("not ready: %w (%w): %s", ctx.Err(), last, s.lastOutput())
+			return fmt.Errorf("not ready: %w (%w)", ctx.Err(), last)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
