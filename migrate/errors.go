@@ -12,8 +12,8 @@ import (
 type Kind int
 
 const (
-	// Failed says that a step did not succeed. The data is as the last finished step left it, or as Error.State says, and the same
-	// command can be given again.
+	// Failed says that a step did not succeed. The data is as the last finished step left it, or as Error.Data says, and the
+	// same command can be given again.
 	Failed Kind = iota + 1
 	// Refused says that nothing has been changed, because something must be decided or put right first.
 	Refused
@@ -24,7 +24,7 @@ const (
 	Interrupted
 )
 
-// Error is what a person on call needs to know.
+// Error is what a person on call needs to know. Get it from an error of this package with errors.As.
 type Error struct {
 	Kind Kind
 	Op   string // what was being done: "upgrade to 3.5.35"

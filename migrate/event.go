@@ -15,16 +15,16 @@ const (
 	EventPlanned EventKind = "planned"
 	// EventBackup tells that the backup at Backup is there, or that an earlier run's is used again (Reused).
 	EventBackup EventKind = "backup"
-	// EventStepStarted and EventStepDone tell of step Step of the plan, counted from 1.
+	// EventStepStarted tells that step Step of the plan is begun: Plan.Steps[Step-1].
 	EventStepStarted EventKind = "step started"
-	// EventStepDone comes with the step's Result.
+	// EventStepDone tells that it is done and proven, with its Result.
 	EventStepDone EventKind = "step done"
 	// EventProgress tells that Done of Total units (see Unit) of what is under way are done. It comes at most some ten times
 	// a second, and at the end.
 	EventProgress EventKind = "progress"
 )
 
-// Event tells an Observer how a migration is going.
+// Event tells an Observer how a migration is going. What State and Plan point to must not be changed.
 type Event struct {
 	Kind EventKind
 	// State and Plan are set from the event on that tells them.
@@ -33,8 +33,8 @@ type Event struct {
 	// Step is the step's number, counted from 1; 0 before the first.
 	Step   int
 	Result *StepReport // of EventStepDone
-	Backup string
-	Reused bool
+	Backup string      // of EventBackup: its path
+	Reused bool        // of EventBackup: an earlier run made it
 
 	What        string // of EventProgress: "backup", "convert", "prove", "etcd", …
 	Unit        string // UnitBytes, UnitRecords or UnitLines

@@ -107,8 +107,9 @@ func (m *Migrator) Plan(ctx context.Context) (State, Plan, error) {
 	return m.st, m.plan, nil
 }
 
-// Run brings the data to the target. All errors are of type *Error. It can be killed at any moment: the next Run goes on
-// from the last finished step.
+// Run brings the data to the target. All errors are of type *Error. With an error, the Report has the steps that
+// were done; it is nil if none was begun. Run can be killed at any moment: the next one goes on from the last finished
+// step. A Migrator runs once.
 func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 	m.report = &Report{Tool: m.Tool, Target: m.Target, Began: m.now()}
 	if err := m.open(); err != nil {

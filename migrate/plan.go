@@ -82,7 +82,7 @@ var (
 
 // MakePlan decides how data in that state gets to the target with those etcds. It is a pure function: it looks at no
 // file and starts no process, so that the same plan is shown, rehearsed and run. A plan that can't be made is refused
-// with a *Error of kind Refused that says what to do.
+// with a *Error of kind Refused that says what to do. A rollback is planned, too: whether it is allowed is for Run to ask.
 func MakePlan(st State, target versionfile.Version, have binaries.Set, leftovers Leftovers) (Plan, error) {
 	p := Plan{From: st.Version, Target: target, Steps: []Step{}}
 	if problem := st.blocking(); problem != nil {

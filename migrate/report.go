@@ -11,18 +11,22 @@ import (
 type Report struct {
 	Tool    string              `json:"tool"`
 	DataDir string              `json:"dataDir"`
-	From    versionfile.Version `json:"from"`
+	From    versionfile.Version `json:"from"` // as the data was found; zero for a fresh data dir
 	Target  versionfile.Version `json:"target"`
 	Began   time.Time           `json:"began"`
-	Seconds float64             `json:"seconds"`
+	Seconds float64             `json:"seconds"` // all in all
 	// Backup is the path of the untouched copy from before the first step, empty if no step needed one.
 	Backup string `json:"backup"`
 	// Pruned are the older backups that were removed when the migration was done.
-	Pruned         []string          `json:"pruned,omitempty"`
-	BackupSeconds  float64           `json:"backupSeconds"`
-	Steps          []StepReport      `json:"steps"`
-	KeysBefore     int               `json:"keysBefore"`
-	KeysAfter      int               `json:"keysAfter"`
+	Pruned        []string `json:"pruned,omitempty"`
+	BackupSeconds float64  `json:"backupSeconds"`
+	// Steps are those that are done. After an error they are fewer than the plan has.
+	Steps []StepReport `json:"steps"`
+	// KeysBefore and KeysAfter count the keys in the store that Storage of From and Target name. They differ by the keys
+	// whose TTL has ended, and by losses that were accepted.
+	KeysBefore int `json:"keysBefore"`
+	KeysAfter  int `json:"keysAfter"`
+	// Conversion tells of the step from etcd2 to etcd3, ConversionBack of the step from etcd3 to etcd2; nil without one.
 	ConversionBack *convert.V2Report `json:"conversionBack,omitempty"`
 	Conversion     *convert.Report   `json:"conversion,omitempty"`
 	// PeakMemoryBytes is the most that this process took, without the etcds.
