@@ -39,6 +39,17 @@ type cli struct {
 	Manifest     manifestCmd     `cmd:"" help:"Put etcd-migrate into the manifest of a static pod that runs etcd, and print it."`
 	AttachLeases attachLeasesCmd `cmd:"" help:"Give keys below a directory a TTL, if they have none: for data that an older tool converted without TTLs."`
 
+	commonFlags
+}
+
+// entrypoint is the part of cli that a container starts with. Kong looks at every flag of every command, which takes
+// several milliseconds, and at almost every start there is nothing else to do.
+type entrypoint struct {
+	Run runCmd `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
+	commonFlags
+}
+
+type commonFlags struct {
 	ShowKeys bool             `help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run."`
 	Version  kong.VersionFlag `help:"Print the version and exit."`
 }
@@ -56,10 +67,12 @@ Exit codes:
   130,143 ended by SIGINT or SIGTERM between two changes: the same command goes on from there`
 
 func main() {
-	// A container that is sized for its etcd must have room for the migration, too; the work is bound by the disk anyway.
-	debug.SetGCPercent(25)
 	os.Exit(start(os.Args[0], os.Args[1:]))
 }
+
+// saveMemory makes a container that is sized for its etcd have room for the migration, too; the work is bound by the disk
+// anyway.
+func saveMemory() { debug.SetGCPercent(25) }
 
 // start runs one command and gives the exit code. The program's name matters: see dropIn.
 func start(program string, args []string) int {
@@ -75,6 +88,9 @@ func start(program string, args []string) int {
 	ctx, stop := withSignals(context.Background())
 	defer stop()
 	kctx.BindTo(ctx, (*context.Context)(nil))
+	if !inPod {
+		saveMemory()
+	}
 	names := namePrinter{os.Stderr, *showKeys || !inPod && term.IsTerminal(int(os.Stderr.Fd()))}
 	kctx.Bind(names)
 	err = kctx.Run()
@@ -134,8 +150,12 @@ func newParser(program string, args []string) (parser *kong.Kong, showKeys *bool
 		return kong.Must(&dropIn{}, options...), new(bool), true
 	}
 	options = append(options, kong.Name("etcd-migrate"), kong.Description(description))
+	if len(args) > 0 && args[0] == "run" {
+		var c entrypoint
+		return kong.Must(&c, options...), &c.ShowKeys, true
+	}
 	var c cli
-	return kong.Must(&c, options...), &c.ShowKeys, len(args) > 0 && args[0] == "run"
+	return kong.Must(&c, options...), &c.ShowKeys, false
 }
 
 const (

@@ -111,6 +111,9 @@ func (o outputFlags) run(ctx context.Context, r migrate.Request) (*migrate.Repor
 		observers = append(observers, r.Observer)
 	}
 	r.Observer = func(e migrate.Event) {
+		if e.Kind == migrate.EventBegun {
+			saveMemory() // not before: at most starts there is nothing to do, and etcd is waited for
+		}
 		for _, observe := range observers {
 			observe(e)
 		}
