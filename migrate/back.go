@@ -28,6 +28,10 @@ func (p Plan) Forward() bool {
 // checkAllowed refuses a rollback that nobody has asked for: an old image that is started by mistake must not take the
 // data back with it.
 func (m *Migrator) checkAllowed() error {
+	if m.BackOnly && m.plan.Forward() {
+		return &Error{Kind: Refused, Op: "roll back", Err: fmt.Errorf("the data is at %s, which is not above the target %s", m.st.Version, m.plan.Target),
+			Hint: "to go on to a newer version, give `etcd-migrate migrate`"}
+	}
 	if !m.plan.Back() || m.AllowRollback {
 		return nil
 	}

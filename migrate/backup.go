@@ -15,7 +15,7 @@ import (
 )
 
 // JournalName is the file in the work dir that says that a migration has been begun and not been finished.
-const JournalName = "migration.json"
+const JournalName = datadir.MigrationJournal
 
 // journal is what a run leaves for the next one, if it is killed. Its format is in docs/formats/work-dir.md.
 type journal struct {
@@ -27,6 +27,9 @@ type journal struct {
 	// Permanent is the digest of the records without a TTL, which a migration never changes. If the data has another one,
 	// somebody has written to it since, and the backup is not of this data.
 	Permanent string `json:"permanent"`
+	// Revision is what the v3 store, or without one in use the v2 store's index, was at when the migration began. It never
+	// goes back, and every write raises it.
+	Revision int64 `json:"revision"`
 	// Failed says what was found missing or changed after a step. Nothing but a restore goes on from there.
 	Failed string `json:"failed,omitempty"`
 }
@@ -43,10 +46,13 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 		j.From, j.Target = m.st.Version, m.plan.Target
 		return m.useBackup(*j, Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
 	}
+	if err := m.checkLost(now); err != nil {
+		return err
+	}
 	// What could not be written down afterwards must not be begun: each start would make one more backup.
 	m.foreign = readJournal(m.layout) != nil
 	began, dir := m.now(), m.layout.BackupsDir(m.BackupDir)
-	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent()}
+	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent(), Revision: m.revision()}
 	if old, err := openJournal(m.layout); err == nil && old != nil && old.Backup == "" {
 		// Killed while the backup was made, or right after it: then it is whole, and only the journal does not have it.
 		b, found, err := m.layout.UnchangedSince(dir)
@@ -79,6 +85,36 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	}
 	j.Backup, m.report.BackupSeconds = b.Path, m.now().Sub(began).Seconds()
 	return m.useBackup(j, Event{Kind: EventBackup, Backup: b.Path})
+}
+
+// revision is how far the store with the user's keys has come.
+func (m *Migrator) revision() int64 {
+	if m.st.Version.Storage == versionfile.Etcd3 {
+		return m.st.V3.Revision
+	}
+	return int64(m.st.V2.Index)
+}
+
+// checkLost finds what a run did not live to see: keys are not what they were when the migration began, and yet nobody has
+// written since. A conversion is not looked at, because it changes what is counted.
+func (m *Migrator) checkLost(now *keyspace.Fingerprint) error {
+	j := readJournal(m.layout)
+	if j == nil || j.Permanent == now.Permanent() || m.revision() > j.Revision ||
+		j.From.Storage != j.Target.Storage || j.From.Storage != m.st.Version.Storage || j.Target.Storage != m.plan.Target.Storage {
+		return nil
+	}
+	j.Failed = fmt.Sprintf("the keys are not what they were when the migration to %s began, though the store is still at revision %d: "+
+		"a step has lost or changed some, and was killed before its proof", j.Target, m.revision())
+	refusal := journalRefusal(j)
+	refusal.Err = errors.Join(refusal.Err, datadir.WriteJSON(journalPath(m.layout), j))
+	return refusal
+}
+
+// journalRefusal is the error for a journal with a failed proof.
+func journalRefusal(j *journal) *Error {
+	return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
+		Hint: "restore the backup with `etcd-migrate backup restore`, and report this with the message; " +
+			"nothing else may be done with the data until then"}
 }
 
 // useBackup notes in the journal which backup is the one from before the first step.

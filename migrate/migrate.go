@@ -35,8 +35,8 @@ type Request struct {
 	// KeepBackups is how many backups of this data dir are kept when the migration is done, 0 for all. The newest, which
 	// is the one from before its first step, always is.
 	KeepBackups int
-	// AllowRollback allows a target below the data.
-	AllowRollback bool
+	// AllowRollback allows a target below the data, BackOnly refuses one above it.
+	AllowRollback, BackOnly bool
 	// AcceptLoss names what need not be carried over.
 	AcceptLoss []convert.Loss
 	// V2Leftovers says what becomes of things in the v2 store that are nowhere else, in data whose keys are in the v3
@@ -219,9 +219,7 @@ func (m *Migrator) takeOver() error {
 			"restore the backup with `etcd-migrate backup restore`; or if the data is known to be good, move the journal away, and a new backup is made")
 	}
 	if j != nil && j.Failed != "" {
-		return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
-			Hint: "restore the backup with `etcd-migrate backup restore`, and report this with the message; " +
-				"nothing else may be done with the data until then"}
+		return journalRefusal(j)
 	}
 	return nil
 }

@@ -210,6 +210,32 @@ func TestFreshDataDir(t *testing.T) {
 	}
 }
 
+// TestLossBeforeTheProof: a run was killed after a step had lost keys and before it could find out. Who has written meanwhile
+// has raised the revision, and who has not, has not.
+func TestLossBeforeTheProof(t *testing.T) {
+	set := etcds(t)
+	m := write(t, set, "3.5", versionfile.Etcd3)
+	r := m.migrate(t, "3.6")
+	st, _, err := migrate.New(m.request(t, "3.7")).Plan(t.Context())
+	must(t, err)
+	journal := func(revision int64) {
+		must(t, datadir.WriteJSON(filepath.Join(m.dir, "etcd-migrate", migrate.JournalName), map[string]any{
+			"format": 1, "began": r.Began, "from": r.From, "target": r.Target, "backup": r.Backup, "permanent": "of more keys", "revision": revision,
+		}))
+	}
+	journal(st.V3.Revision)
+	for range 2 {
+		_, err := migrate.New(m.request(t, "3.7")).Run(t.Context())
+		if migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "was killed before its proof") || !strings.Contains(err.Error(), r.Backup) {
+			t.Errorf("after a loss: %v", err)
+		}
+	}
+	journal(st.V3.Revision - 1)
+	if _, err := migrate.New(m.request(t, "3.7")).Run(t.Context()); err != nil {
+		t.Errorf("after a write: %v", err)
+	}
+}
+
 // TestFailedProofIsRemembered: what one run has found to be missing stops every later one, until a backup is restored.
 func TestFailedProofIsRemembered(t *testing.T) {
 	set := etcds(t)

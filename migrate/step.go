@@ -103,7 +103,8 @@ func (m *Migrator) correctVersionFile() error {
 		return nil
 	}
 	if err := versionfile.Write(m.layout.DataDir, m.st.Version); err != nil {
-		return refuse(err, "the data dir must be writable")
+		return &Error{Kind: Failed, Op: "correct version.txt", Err: err, Backup: m.backup, Data: fmt.Sprintf("the data is at %s", m.st.Version),
+			Hint: "the data dir must be writable; give the same command again"}
 	}
 	return nil
 }

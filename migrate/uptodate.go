@@ -22,7 +22,9 @@ func (m *Migrator) upToDate() bool {
 	if presence, err := m.layout.Presence(); err != nil || presence != datadir.Present {
 		return false
 	}
-	if err := os.Remove(freshMarker(m.layout)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch err := os.Remove(freshMarker(m.layout)); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil || datadir.SyncDir(m.layout.WorkDir()) != nil:
 		return false
 	}
 	if _, err := os.Lstat(journalPath(m.layout)); !errors.Is(err, fs.ErrNotExist) {

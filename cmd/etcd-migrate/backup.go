@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -175,10 +174,6 @@ func (c *backupRestoreCmd) Run(ctx context.Context) (err error) {
 	replaced, err := b.Restore(ctx, l, nil)
 	if err != nil {
 		return inUse("restore", err)
-	}
-	// The migration that made the backup is over with that.
-	if err := os.Remove(filepath.Join(l.WorkDir(), migrate.JournalName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	fmt.Printf("%s is what backup %s holds: %s\n", l.DataDir, b.ID, b.Manifest.Version)
 	for _, dir := range replaced {

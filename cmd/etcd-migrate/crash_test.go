@@ -23,10 +23,10 @@ import (
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 )
 
-// TestKilled kills etcd-migrate right before each of its system calls that changes a file, starts an etcd or stops one, and
-// then again in the run that follows, and once more in the one after that. At every one of these points there must be a
-// whole backup or nothing has been changed yet, and no etcd is left over; and the run that is not killed ends as if none
-// had been: the same content, version.txt, backups, and not a file more.
+// TestKilled kills etcd-migrate right before each of its system calls that changes a file, starts an etcd or stops one; of
+// many changes to one file in a row, before the first three. Then it kills the run that follows, too, and the one after that.
+// At every one of these points there must be a whole backup or nothing has been changed yet, and no etcd is left over; and
+// the run that is not killed ends as if none had been: the same content, version.txt, backups, and not a file more.
 //
 // Of a migration each step is tried by itself, beginning with what the step before it has left. Some points are tried here,
 // others each time; ETCD_MIGRATE_CRASH=all, which `make crash` sets, tries all of them. Besides, it kills at random moments
@@ -66,6 +66,8 @@ type scenario struct {
 	v2  bool
 	// elsewhere makes the WAL dir one of its own, and puts the backups on another file system.
 	elsewhere bool
+	// failed gives the data dir the journal of a migration whose proof has failed, after which only a restore is allowed.
+	failed bool
 	// brief says that it takes too little time to be met by a kill at random.
 	brief bool
 
@@ -102,11 +104,43 @@ func (sc *scenario) layOut(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if sc.failed {
+		sc.writeFailure(t)
+	}
 	if sc.before != nil {
 		sc.run(t, sc.before, "what comes before")
 	}
 	version, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
 	sc.first = string(version)
+}
+
+func (sc *scenario) writeFailure(t *testing.T) {
+	t.Helper()
+	all, err := datadir.ListBackups(sc.backupDir())
+	if err != nil || len(all) == 0 {
+		t.Fatalf("there are the backups %v, %v", all, err)
+	}
+	newest := all[len(all)-1]
+	if err := datadir.WriteJSON(filepath.Join(sc.dir, "etcd-migrate/migration.json"), map[string]any{
+		"format": 1, "began": newest.Manifest.Created, "from": newest.Manifest.Version, "target": newest.Manifest.Version,
+		"backup": newest.Path, "permanent": "", "revision": 0, "failed": "keys are gone",
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restoreIfRefused gives the restore again if a migration is still refused, which it may be only if nothing is restored.
+func (sc *scenario) restoreIfRefused(t *testing.T, where string) {
+	t.Helper()
+	cmd, said := sc.command(t, sc.again)
+	if err := cmd.Run(); err == nil {
+		return
+	}
+	version, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
+	if cmd.ProcessState.ExitCode() != exitRefused || !strings.Contains(said(), "keys are gone") || string(version) != sc.first {
+		t.Fatalf("%s: version.txt says %q, after %q\n%s", where, version, sc.first, said())
+	}
+	sc.run(t, sc.args, where)
 }
 
 func (sc *scenario) walDir() string { return filepath.Join(sc.roots[0], "wal") }
@@ -134,11 +168,12 @@ func (sc *scenario) open(t *testing.T) {
 		sc.stages, sc.changes = append(sc.stages, dir), append(sc.changes, 0)
 	}
 	stage()
+	var seen points
 	tr := tracer{
 		roots: sc.roots,
 		enter: func(c *call) action {
 			sc.calls = append(sc.calls, event{call: c})
-			if c.changes() {
+			if seen.one(c) {
 				sc.changes[len(sc.changes)-1]++
 			}
 			return goOn
@@ -217,16 +252,35 @@ func (sc *scenario) killAt(t *testing.T, stage, n int) bool {
 	return more
 }
 
+// points tells the calls before which it is worth to kill from those that are much the same: what goes on with one file, its
+// third change and all that follow.
+type points struct {
+	path string
+	row  int // of changes to the path
+}
+
+func (p *points) one(c *call) bool {
+	if !c.changes() {
+		return false
+	}
+	if c.path != p.path {
+		p.path, p.row = c.path, 0
+	}
+	p.row++
+	return p.row <= 3 || c.op == "rename" || c.op == "remove"
+}
+
 // kill runs the command until its n-th change, or if it is to end there, until it has got to its next step. It gives the
 // call before which it was killed, and whether that was the n-th change.
 func (sc *scenario) kill(t *testing.T, args []string, n int, within bool) (where string, reached bool) {
 	t.Helper()
 	changes, done := 0, false
+	var seen points
 	where = "its end"
 	tr := tracer{
 		roots: sc.roots,
 		enter: func(c *call) action {
-			if !c.changes() {
+			if !seen.one(c) {
 				return goOn
 			}
 			changes++
@@ -326,6 +380,9 @@ func (sc *scenario) backups(t *testing.T, where string) (versions []string) {
 // finish gives the command again, and wants the end to be what it would have been.
 func (sc *scenario) finish(t *testing.T, where string) {
 	t.Helper()
+	if sc.failed {
+		sc.restoreIfRefused(t, where)
+	}
 	sc.run(t, sc.redo(), where)
 	sc.row.reruns++
 	got := sc.outcome(t, where)

@@ -14,11 +14,14 @@ type migrateCmd struct {
 	Output string `group:"output" short:"o" enum:"none,json" default:"none" help:"json: the report, on standard output."`
 }
 
-func (c *migrateCmd) Run(ctx context.Context) error {
+func (c *migrateCmd) Run(ctx context.Context) error { return c.do(ctx, false) }
+
+func (c *migrateCmd) do(ctx context.Context, backOnly bool) error {
 	r, err := c.request(c.Target, etcdSettings{DataDir: c.DataDir, WALDir: c.WALDir, Name: c.Name})
 	if err != nil {
 		return err
 	}
+	r.BackOnly = backOnly
 	report, err := c.run(ctx, r)
 	if report != nil && c.Output == "json" {
 		if err := writeJSON(report); err != nil {

@@ -1,11 +1,6 @@
 package main
 
-import (
-	"context"
-	"fmt"
-
-	"github.com/etcd-migrate/etcd-migrate/migrate"
-)
+import "context"
 
 // rollbackCmd takes what migrate takes, and only goes back.
 type rollbackCmd struct {
@@ -22,19 +17,6 @@ see ` + "`etcd-migrate backup restore`" + `.`
 }
 
 func (c *rollbackCmd) Run(ctx context.Context) error {
-	r, err := c.request(c.Target, etcdSettings{DataDir: c.DataDir, WALDir: c.WALDir, Name: c.Name})
-	if err != nil {
-		return err
-	}
-	st, plan, err := migrate.New(r).Plan(ctx)
-	if err != nil {
-		return err
-	}
-	if plan.Forward() {
-		return &migrate.Error{Kind: migrate.Refused, Op: "roll back",
-			Err:  fmt.Errorf("the data is at %s, which is not above the target %s", st.Version, plan.Target),
-			Hint: "to go on to a newer version, give `etcd-migrate migrate`"}
-	}
 	c.AllowRollback = true
-	return c.migrateCmd.Run(ctx)
+	return c.do(ctx, true)
 }

@@ -119,6 +119,7 @@ func scenarios(t *testing.T) []*scenario {
 		{name: "restore", from: m.high, args: restore, end: "3.4", brief: true},
 		{name: "restore with a WAL dir and backups elsewhere", from: m.mid, before: up("3.5"), args: restore, end: "3.4", elsewhere: true, brief: true},
 		{name: "restore, then migrate", from: m.high, args: restore, again: up("2.2", "--allow-rollback", "--accept-loss", "not-json"), end: "2.2", brief: true},
+		{name: "restore after a failed proof", from: m.high, failed: true, args: restore, again: up("2.2", "--allow-rollback", "--accept-loss", "not-json"), end: "2.2", brief: true},
 		{name: "first start", args: up("3.7"), end: "3.7", brief: true},
 	}
 	for _, sc := range known {

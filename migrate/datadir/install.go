@@ -97,6 +97,12 @@ func (l Layout) complete(j *restoreJournal) (replaced []string, err error) {
 			replaced = append(replaced, dir)
 		}
 	}
+	// The migration that was under way is over with that, and so is what it has found to be wrong with the data.
+	if migration := filepath.Join(l.WorkDir(), MigrationJournal); exists(migration) {
+		if err := errors.Join(remove(migration), SyncDir(l.WorkDir())); err != nil {
+			return nil, err
+		}
+	}
 	return replaced, l.removeJournal()
 }
 

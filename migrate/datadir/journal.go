@@ -12,6 +12,10 @@ import (
 	"time"
 )
 
+// MigrationJournal is the file in the work dir that says that a migration has been begun and not been finished. Its content
+// belongs to package migrate; a restore ends the migration, and removes it.
+const MigrationJournal = "migration.json"
+
 // journalFormat is the format of restore.json that this program writes, and the only one that it reads.
 const journalFormat = 1
 
