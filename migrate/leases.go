@@ -91,7 +91,7 @@ func (m *Migrator) attach(ctx context.Context, s Step, prefix string, ttl time.D
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, etcd.Stop(context.WithoutCancel(ctx))) }()
+	defer func() { err = errors.Join(err, stopEtcd(ctx, etcd)) }()
 	if err := etcd.Ready(ctx); err != nil {
 		return err
 	}

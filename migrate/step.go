@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
@@ -180,11 +181,19 @@ func running(ctx context.Context, cfg member.Config, do func(*member.Etcd) error
 	if err != nil {
 		return err
 	}
-	defer func() {
-		// Stopping is not to be hurried by whatever ended the step: a clean stop is what keeps the data whole.
-		err = errors.Join(err, etcd.Stop(context.WithoutCancel(ctx)))
-	}()
+	defer func() { err = errors.Join(err, stopEtcd(ctx, etcd)) }()
 	return do(etcd)
+}
+
+// stopGrace is how long an etcd is left to stop cleanly after a signal to us: a container is killed 30 s after it.
+var stopGrace = 20 * time.Second
+
+// stopEtcd stops an etcd. That is not to be hurried by whatever ended the step, because a clean stop leaves nothing to mend.
+func stopEtcd(ctx context.Context, etcd *member.Etcd) error {
+	patient, hurry := context.WithCancel(context.WithoutCancel(ctx))
+	defer hurry()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, hurry) })()
+	return etcd.Stop(patient)
 }
 
 // emptyV2 gives what empties the v2 store: of keys, and if so asked, of users and roles.

@@ -17,6 +17,9 @@ import (
 const asMain = "ETCD_MIGRATE_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == probe {
+		runProbe()
+	}
 	if os.Getenv(asMain) != "" {
 		main()
 	}

@@ -91,6 +91,24 @@ func TestSignals(t *testing.T) {
 // may have ended before.
 func interrupt(t *testing.T, cmd *exec.Cmd, n int, sig syscall.Signal) (int, string) {
 	t.Helper()
+	return interruptAt(t, cmd, `"msg":"step started"`, n, sig)
+}
+
+// interruptAt does so when it prints the n-th line with that text in it.
+func interruptAt(t *testing.T, cmd *exec.Cmd, text string, n int, sig syscall.Signal) (int, string) {
+	t.Helper()
+	return interruptFn(t, cmd, func(line string) bool {
+		if strings.Contains(line, text) {
+			n--
+			return n == 0
+		}
+		return false
+	}, sig)
+}
+
+// interruptFn does so when now is true of a line that it prints.
+func interruptFn(t *testing.T, cmd *exec.Cmd, now func(line string) bool, sig syscall.Signal) (int, string) {
+	t.Helper()
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -102,10 +120,8 @@ func interrupt(t *testing.T, cmd *exec.Cmd, n int, sig syscall.Signal) (int, str
 	lines := bufio.NewScanner(stderr)
 	for lines.Scan() {
 		log.WriteString(lines.Text() + "\n")
-		if strings.Contains(lines.Text(), `"msg":"step started"`) {
-			if n--; n == 0 {
-				_ = cmd.Process.Signal(sig)
-			}
+		if now(lines.Text()) {
+			_ = cmd.Process.Signal(sig)
 		}
 	}
 	err = cmd.Wait()
