@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,10 @@ const asMain = "ETCD_MIGRATE_TEST_AS_MAIN"
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == probe {
 		runProbe()
+	}
+	if os.Getenv(asSandbox) != "" {
+		fmt.Fprintln(os.Stderr, enterSandbox())
+		os.Exit(1)
 	}
 	if os.Getenv(asMain) != "" {
 		main()
