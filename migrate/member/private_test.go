@@ -12,9 +12,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -94,14 +96,25 @@ func TestNobodyElse(t *testing.T) {
 			if err != nil || !strings.Contains(body, "etcdserver") {
 				t.Errorf("the right certificate gets %q, %v from %s", body, err, address)
 			}
+			if err := speakHTTP2(address, e.secrets.client); err != nil && e.cfg.Release.Minor().AtLeast(3, 1) && port(address) == e.port {
+				t.Errorf("the right certificate cannot speak HTTP/2 with %s: %v", address, err)
+			}
 			for name, attack := range attacks {
-				for _, path := range []string{"/version", "/v2/keys/", "/raft"} {
-					if attack.config != nil {
-						attack.config.InsecureSkipVerify = true
+				if attack.config != nil {
+					attack.config.InsecureSkipVerify = true
+				}
+				for _, request := range []string{
+					"GET /version", "GET /health", "GET /v2/keys/", "PUT /v2/keys/intruder", "DELETE /v2/keys/", // read and write
+					"POST /v2/members", "GET /members", "POST /raft", "GET /raft/stream/message/1", "POST /raft/snapshot", // join
+					"POST /v3/kv/put", "POST /v3beta/kv/put", "POST /v3alpha/kv/put",
+				} {
+					method, path, _ := strings.Cut(request, " ")
+					if body, err := ask(method, attack.scheme, address, path, attack.config); err == nil {
+						t.Errorf("%s is answered %q by %s to %s", name, body, address, request)
 					}
-					if body, err := get(attack.scheme, address, path, attack.config); err == nil {
-						t.Errorf("%s gets %q from %s%s", name, body, address, path)
-					}
+				}
+				if err := speakHTTP2(address, attack.config); err == nil {
+					t.Errorf("%s can speak HTTP/2 with %s", name, address)
 				}
 			}
 		}
@@ -109,12 +122,74 @@ func TestNobodyElse(t *testing.T) {
 	})
 }
 
+// speakHTTP2 says hello as a client of the v3 API does, and gives an error if the server does not say hello as well.
+func speakHTTP2(address string, config *tls.Config) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if config != nil {
+		config = config.Clone()
+		config.NextProtos = []string{"h2"}
+		conn = tls.Client(conn, config)
+	}
+	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+settings); err != nil {
+		return err
+	}
+	hello := make([]byte, len(settings))
+	if _, err := io.ReadFull(conn, hello); err != nil {
+		return err
+	}
+	if config == nil && (hello[0] == 0x15 || strings.HasPrefix(string(hello), "HTTP/1.0 ")) { // a TLS alert, or "Bad Request"
+		return fmt.Errorf("%q", hello)
+	}
+	return nil
+}
+
+// TestOthersCannotReadTheKey: the etcd's key is in a file in memory that only its user can open, by way of /proc.
+func TestOthersCannotReadTheKey(t *testing.T) {
+	needRoot(t)
+	dir := ownedDir(t, nobody)
+	e := startReady(t, "3.5.35", Config{DataDir: filepath.Join(dir, "data"), Credential: &syscall.Credential{Uid: nobody, Gid: nobody}})
+	for _, pid := range []int{e.process.Pid, os.Getpid()} {
+		fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tried := 0
+		for _, fd := range fds {
+			if target, _ := os.Readlink(fd); !strings.HasPrefix(target, "/memfd:") {
+				continue
+			}
+			tried++
+			cmd := exec.Command("cat", fd)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody - 1, Gid: nobody}}
+			if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "Permission denied") {
+				t.Errorf("another user reads %s: %v, %d bytes", fd, err, len(out))
+			}
+		}
+		if tried < 3 {
+			t.Errorf("process %d has %d files in memory", pid, tried)
+		}
+	}
+	stop(t, e)
+}
+
 // get makes a request. That the server wants HTTPS, which servers by newer Gos answer in plain text, is an error.
 func get(scheme, address, path string, config *tls.Config) (string, error) {
+	return ask(http.MethodGet, scheme, address, path, config)
+}
+
+func ask(method, scheme, address, path string, config *tls.Config) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	c := &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, scheme+"://"+address+path, nil)
 	if err != nil {
 		return "", err
 	}
@@ -129,6 +204,12 @@ func get(scheme, address, path string, config *tls.Config) (string, error) {
 		return "", fmt.Errorf("%s", body)
 	}
 	return string(body), err
+}
+
+func port(address string) int {
+	_, port, _ := strings.Cut(address, ":")
+	n, _ := strconv.Atoi(port)
+	return n
 }
 
 func selfSigned(t *testing.T) []tls.Certificate {
