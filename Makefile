@@ -11,7 +11,7 @@ RACE := $(if $(shell command -v $(firstword $(shell go env CC))),-race)
 TOOL := go tool -modfile=.tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build binaries demo test lint vuln bench matrix crash damage fuzz image test-image clean
+.PHONY: help build binaries demo test lint vuln sbom bench matrix crash damage fuzz image test-image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ help: ## show this list
 	@echo '  MINORS="3.4 3.5 3.6" cuts `make binaries` short; the default is all from 2.2 to 3.7.'
 
 build: ## build bin/etcd-migrate
-	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w -buildid=' -o $(BIN)/etcd-migrate ./cmd/etcd-migrate
+	CGO_ENABLED=0 GOFLAGS= go build -trimpath -buildvcs=false -ldflags='-s -w -buildid=' -o $(BIN)/etcd-migrate ./cmd/etcd-migrate
 
 binaries: ## build etcd, etcdctl and etcdutl of every minor into bin/etcd (about five minutes the first time)
 	@for minor in $(MINORS); do binaries/etcd/build.sh $$minor $(ETCDS) || exit; done
@@ -35,8 +35,11 @@ test: build binaries ## run all tests: unit tests, and integration tests with re
 lint: ## run golangci-lint, pinned in .tools/go.mod
 	$(TOOL) golangci-lint run
 
-vuln: ## look for known vulnerabilities in what is linked in (asks the Go vulnerability database)
-	$(TOOL) govulncheck ./...
+vuln: ## look for known vulnerabilities in what is linked in (VULNDB=file:///DIR: in a copy of the Go vulnerability database)
+	$(TOOL) govulncheck $(if $(VULNDB),-db $(VULNDB)) ./...
+
+sbom: build binaries ## write bin/sbom.cdx.json, the bill of materials of all programs; `make image` writes the image's
+	@go run -C image/sbom . -version $(VERSION) -name etcd-migrate $(abspath $(BIN))/etcd-migrate $(abspath $(ETCDS)) > $(BIN)/sbom.cdx.json
 
 bench: build binaries ## measure against the old way, as ratios in one run
 	@go run ./testdata/bench $(BENCH) $(BIN)

@@ -21,6 +21,10 @@ context=bin/image/$ARCH
 image/tree.sh "$context/tree"
 
 etcds=$(cd "$context/tree/etcds/usr/local/bin" && printf '%s\n' etcd-* | sed 's/etcd-//' | sort -V | xargs)
+# What is in it, for those who have to know; it lies beside the tree, not in the image.
+tool=$(sed -n 's/^const version = "\(.*\)"/\1/p' cmd/etcd-migrate/main.go)
+go run -C image/sbom . -version "$tool" "$PWD/$context/tree" >"$context/sbom.cdx.json"
+
 target=$(readlink "$context/tree/target/usr/local/bin/etcd" | sed 's/etcd-//')
 suffix=
 [ "$ARCH" = "$host" ] || suffix=-$ARCH
@@ -38,12 +42,13 @@ esac
 # shellcheck disable=SC2086 # PODMAN and old may be several words
 ${PODMAN:-podman} build --quiet --platform "linux/$ARCH" --build-context "build=$PWD/$context" \
 	--timestamp "$SOURCE_DATE_EPOCH" --identity-label=false $old \
-	--build-arg VERSION="$(sed -n 's/^const version = "\(.*\)"/\1/p' cmd/etcd-migrate/main.go)" \
+	--build-arg VERSION="$tool" \
 	--build-arg REVISION="$(git describe --always --dirty --abbrev=40 2>/dev/null || true)" \
 	--build-arg MINORS="${MINORS:-}" --build-arg TARGET="${TARGET:-}" \
 	--label etcd-migrate.etcds="$etcds" --label etcd-migrate.target="$target" \
 	--tag "$image" "$@" .
 
+echo "$context/sbom.cdx.json is its bill of materials"
 echo "$image holds for $ARCH, in MiB:"
 {
 	for release in $etcds; do wc -c "$context/tree/etcds/usr/local/bin/etcd-$release"; done

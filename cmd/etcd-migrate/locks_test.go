@@ -52,7 +52,7 @@ func TestTwoOfUs(t *testing.T) {
 	set := etcdSet(t)
 	t.Parallel()
 	dir := filled(t, set, "3.6")
-	etcd := probeDir(t, binary(t, set, "3.7"))
+	etcd := probeDir(t, etcdOf(t, set, "3.7"))
 	if err := os.WriteFile(filepath.Join(filepath.Dir(etcd), "hang"), []byte("hang"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestTwoOfUs(t *testing.T) {
 		}
 		for _, args := range [][]string{
 			{"migrate", "--data-dir", dir, "--bin-dir", set.Dir, "--target-version", "3.7"},
-			{"run", "--bin-dir", set.Dir, "--", binary(t, set, "3.7").Path, "--data-dir=" + dir},
+			{"run", "--bin-dir", set.Dir, "--", etcdOf(t, set, "3.7").Path, "--data-dir=" + dir},
 			{"backup", "restore", "--data-dir", dir, "newest"},
 			{"backup", "prune", "--data-dir", dir, "--keep", "1"},
 		} {

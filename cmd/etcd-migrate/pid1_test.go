@@ -95,7 +95,7 @@ func probeDir(t *testing.T, etcd binaries.Binary) (path string) {
 	return path
 }
 
-func binary(t *testing.T, set binaries.Set, minor string) binaries.Binary {
+func etcdOf(t *testing.T, set binaries.Set, minor string) binaries.Binary {
 	t.Helper()
 	m, err := versionfile.ParseMinor(minor)
 	if err != nil {
@@ -146,7 +146,7 @@ func asTool(args ...string) *exec.Cmd {
 func TestBecomesEtcd(t *testing.T) {
 	set := etcdSet(t)
 	dir := filled(t, set, "3.6")
-	etcd := probeDir(t, binary(t, set, "3.7"))
+	etcd := probeDir(t, etcdOf(t, set, "3.7"))
 	// What it gets without us in between: the descriptors of whoever runs the test.
 	told := filepath.Join(t.TempDir(), "told")
 	if out, err := exec.Command(etcd, "--tell="+told).CombinedOutput(); err != nil {
@@ -198,7 +198,7 @@ func TestProcessOne(t *testing.T) {
 	}
 	set := etcdSet(t)
 	dir := filled(t, set, "3.3")
-	etcd := binary(t, set, "3.7").Path
+	etcd := etcdOf(t, set, "3.7").Path
 	run := func() *exec.Cmd {
 		cmd := asTool("run", "--bin-dir", set.Dir, "--log-format", "json", "--", etcd, "--data-dir="+dir, "--name=m1",
 			"--listen-client-urls=http://127.0.0.1:0", "--advertise-client-urls=http://127.0.0.1:1", "--listen-peer-urls=http://127.0.0.1:0")
@@ -231,7 +231,7 @@ func TestSignalWhileWaiting(t *testing.T) {
 		t.Run(tc.how+" "+tc.sig.String(), func(t *testing.T) {
 			t.Parallel()
 			dir := filled(t, set, "3.6")
-			etcd := probeDir(t, binary(t, set, "3.7"))
+			etcd := probeDir(t, etcdOf(t, set, "3.7"))
 			if err := os.WriteFile(filepath.Join(filepath.Dir(etcd), "hang"), []byte(tc.how), 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -308,7 +308,7 @@ func TestSignalsOnTheWayBack(t *testing.T) {
 			t.Fatalf("run %d exits with %d after %s, want %d:\n%s", run, code, sig, want, log)
 		}
 	}
-	s, err := pathtest.Start(t.Context(), binary(t, set, "2.2"), dir)
+	s, err := pathtest.Start(t.Context(), etcdOf(t, set, "2.2"), dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -117,7 +117,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	all(func(path string, _ fs.DirEntry) error { return os.Chown(path, nobody, nobody) })
 
-	newest := filepath.Base(binary(t, set, "3.7").Path)
+	newest := filepath.Base(etcdOf(t, set, "3.7").Path)
 	cmd := exec.Command(os.Args[0], "/bin/etcd-migrate", "run", "--bin-dir=/bin", "--log-level=debug", "--", "/bin/"+newest,
 		"--data-dir=/data/etcd", "--name=m1", "--listen-client-urls=http://127.0.0.1:0", "--advertise-client-urls=http://127.0.0.1:1",
 		"--listen-peer-urls=http://127.0.0.1:0")
