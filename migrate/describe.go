@@ -25,6 +25,7 @@ func (m *contents) describe(st *State, now time.Time) error {
 		Foreign:       m.entries.foreign,
 		Entries:       m.entries.kinds,
 	}
+	st.checkpoints = m.entries.checkpoints
 	if err := m.describeV2(st, now); err != nil {
 		return err
 	}

@@ -16,6 +16,8 @@ type entryCount struct {
 	foreign int            // V2 entries that etcd 3.6 panics on
 	// least is the oldest minor that writes such entries as there are, zero for any.
 	least versionfile.Minor
+	// checkpoints are the least seconds that are noted to be left of a lease.
+	checkpoints map[int64]int64
 }
 
 func (c *entryCount) add(e raftlog.Entry) {
@@ -32,6 +34,14 @@ func (c *entryCount) add(e raftlog.Entry) {
 	case raftlog.V3:
 		if m := leastMinor(e.V3); c.least.Less(m) {
 			c.least = m
+		}
+		for _, l := range e.V3.LeaseCheckpoint.GetCheckpoints() {
+			if c.checkpoints == nil {
+				c.checkpoints = map[int64]int64{}
+			}
+			if left, ok := c.checkpoints[l.ID]; l.Remaining_TTL > 0 && (!ok || l.Remaining_TTL < left) {
+				c.checkpoints[l.ID] = l.Remaining_TTL
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -61,6 +62,7 @@ func (m *Migrator) proveV2Empty() error {
 type sideData struct {
 	info   keyspace.V3Info
 	leases map[int64]int64 // TTLs by ID
+	left   map[int64]int64 // what is left of them when an etcd starts, in seconds
 }
 
 // sideData gives nil without a db.
@@ -78,11 +80,31 @@ func (m *Migrator) sideData() (*sideData, error) {
 		return nil, err
 	}
 	leases, err := db.Leases()
-	return &sideData{info, leases}, err
+	if err != nil {
+		return nil, err
+	}
+	left, err := db.Remaining()
+	return &sideData{info, leases, left}, err
+}
+
+// leaseSlack is for clocks that are read at other moments than etcd's, and for leases that are counted in seconds.
+const leaseSlack = 2 * time.Second
+
+// couldEnd reports whether a lease can have ended in a step that has taken so long. Etcd begins to count all that is left of
+// a lease when it has been elected, which is after its start. A key whose lease is not there never ends.
+func (m *Migrator) couldEnd(side *sideData, id int64, took time.Duration) bool {
+	if side == nil {
+		return false
+	}
+	left, ok := side.left[id]
+	if noted := m.st.checkpoints[id]; noted > 0 {
+		left = min(left, noted)
+	}
+	return ok && left <= int64((took+leaseSlack)/time.Second)
 }
 
 // proveSideData compares it before and after a step. Leases end, and the keys that end with them raise the revision.
-func (m *Migrator) proveSideData(s Step, before *sideData, result *StepReport) error {
+func (m *Migrator) proveSideData(s Step, before *sideData, took time.Duration, result *StepReport) error {
 	if before == nil || s.Kind == StepRecord || s.Kind == StepConvert || s.Kind == StepConvertBack || s.From.Storage == versionfile.Etcd2 || result.Replayed > 0 {
 		return nil // the conversion proves its own
 	}
@@ -95,6 +117,9 @@ func (m *Migrator) proveSideData(s Step, before *sideData, result *StepReport) e
 	}
 	for id, ttl := range before.leases {
 		if now, ok := after.leases[id]; !ok {
+			if !m.couldEnd(before, id, took) {
+				return fmt.Errorf("lease %x of %d s is gone after %s", id, ttl, took.Round(time.Millisecond))
+			}
 			result.LeasesEnded++
 		} else if now != ttl {
 			return fmt.Errorf("lease %x has a TTL of %d s, and had one of %d s before the step", id, now, ttl)

@@ -38,6 +38,8 @@ type State struct {
 
 	// firstStart says that a fresh data dir's version.txt is that of a first start that has not got to a member yet.
 	firstStart bool
+	// checkpoints are what etcd has noted in the log to be left of leases, in seconds by lease ID.
+	checkpoints map[int64]int64
 	// convertedBack says that a rollback to the v2 store is under way.
 	convertedBack bool
 }

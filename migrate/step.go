@@ -34,9 +34,10 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 		return nil, m.fail(ctx, s, err)
 	}
 	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String()}
-	err = m.prove(s, before, after, &result)
+	took := m.now().Sub(began)
+	err = m.prove(s, before, after, side, took, &result)
 	if err == nil {
-		err = m.proveSideData(s, side, &result)
+		err = m.proveSideData(s, side, took, &result)
 	}
 	if err != nil {
 		return nil, m.fail(ctx, s, m.rememberFailure(s, err))
@@ -72,9 +73,9 @@ func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint)
 	return m.fingerprint(s.To.Storage)
 }
 
-// prove compares the records before and after a step. The only difference that may be is that TTLs have ended, and then
-// all keys with that TTL are gone, together.
-func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *StepReport) error {
+// prove compares the records before and after a step that took so long. The only difference that may be is that TTLs have
+// ended, and then all keys with that TTL are gone, together, and not before their time.
+func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, side *sideData, took time.Duration, result *StepReport) error {
 	if s.Kind == StepConvert || s.Kind == StepConvertBack {
 		return nil // compared record by record before the new db took its place: a TTL is an expiry before, a lease after
 	}
@@ -87,6 +88,9 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, result *St
 		// Of a key of the v2 store the instant is known at which it ends, in nanoseconds.
 		if s.To.Storage == versionfile.Etcd2 && ended.ID > m.now().UnixNano() {
 			return fmt.Errorf("%d keys are gone before their time", ended.Before)
+		}
+		if s.To.Storage == versionfile.Etcd3 && !m.couldEnd(side, ended.ID, took) {
+			return fmt.Errorf("%d keys with lease %x are gone before their time", ended.Before, ended.ID)
 		}
 		result.TTLsEnded += int(ended.Before)
 	}

@@ -181,8 +181,23 @@ func v3Revision(k []byte) (main int64, deleted bool, err error) {
 }
 
 // Leases gives the TTL in seconds that each lease was granted, by lease ID. A running etcd starts them anew at each
-// start.
+// start, unless it has noted what is left of one: see Remaining.
 func (d *DB) Leases() (map[int64]int64, error) {
+	return d.eachLease(func(l *leasepb.Lease) int64 { return l.TTL })
+}
+
+// Remaining gives what is left of each lease in seconds, counted from the next start of an etcd: its TTL, or less if etcd
+// has noted how much of it is over (from 3.4 on, with --experimental-enable-lease-checkpoint-persist).
+func (d *DB) Remaining() (map[int64]int64, error) {
+	return d.eachLease(func(l *leasepb.Lease) int64 {
+		if l.RemainingTTL > 0 {
+			return min(l.RemainingTTL, l.TTL)
+		}
+		return l.TTL
+	})
+}
+
+func (d *DB) eachLease(value func(*leasepb.Lease) int64) (map[int64]int64, error) {
 	leases := make(map[int64]int64)
 	var l leasepb.Lease
 	err := d.walk(BucketLease, false, func(k, v []byte) error {
@@ -193,7 +208,7 @@ func (d *DB) Leases() (map[int64]int64, error) {
 		if len(k) != 8 || uint64(l.ID) != binary.BigEndian.Uint64(k) {
 			return d.damaged(BucketLease, fmt.Errorf("lease %x calls itself lease %x", k, l.ID))
 		}
-		leases[l.ID] = l.TTL
+		leases[l.ID] = value(&l)
 		return nil
 	})
 	return leases, err
