@@ -24,7 +24,7 @@ import (
 func (n *node) serves(before pathtest.Content) {
 	n.Helper()
 	for name, p := range n.probes {
-		if err := n.ask(p); err != nil {
+		if _, err := n.ask(p); err != nil {
 			n.Errorf("%s probe: %v", name, err)
 		}
 	}

@@ -212,13 +212,36 @@ func TestForeignData(t *testing.T) {
 	if code != 3 || !strings.Contains(output, "permission denied") {
 		t.Errorf("exit code %d instead of 3: %s", code, output)
 	}
+	if message, err := os.ReadFile(n.termination()); err != nil || !strings.Contains(string(message), "permission denied") {
+		t.Errorf("the termination log says %q, %v", message, err)
+	}
 	n.untouched()
 }
+
+// TestDropIn runs the image by the name of the tool that it takes the place of. Its etcd is the target's already, so nothing
+// has to be moved on the read-only file system.
+func TestDropIn(t *testing.T) {
+	n := newNode(t, "etcd.yaml")
+	n.fill("2.3", 10)
+	n.own()
+	containers.must(t, "run", "--rm", "--timeout=60", "--network=host", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
+		"--volume="+n.data+":/var/lib/etcd", "--env=DATA_DIRECTORY=/var/lib/etcd", "--env=TARGET_VERSION="+target, "--env=TARGET_STORAGE=etcd3",
+		"--env=ETCD_NAME=m1", "--entrypoint=/usr/local/bin/migrate-if-needed.sh", imageName)
+	if v, want := n.version(), target+"/etcd3"; v != want {
+		t.Errorf("version.txt says %q instead of %q", v, want)
+	}
+}
+
+// termination is the file that a kubelet would mount as the container's termination log.
+func (n *node) termination() string { return filepath.Join(n.root, "termination-log") }
 
 // once runs an image on the node's data outside of a pod, and gives its exit code and what it prints.
 func (n *node) once(image string) (int, string) {
 	n.Helper()
-	_, err := containers.run("run", "--rm", "--timeout=60",
+	if err := errors.Join(os.WriteFile(n.termination(), nil, 0o600), os.Chmod(n.termination(), 0o666)); err != nil {
+		n.Fatal(err)
+	}
+	_, err := containers.run("run", "--rm", "--timeout=60", "--volume="+n.termination()+":/dev/termination-log",
 		"--network=host", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
 		"--volume="+n.data+":/var/lib/etcd", image, "run", "--", "etcd", "--name=m1", "--data-dir=/var/lib/etcd")
 	var exit *exec.ExitError

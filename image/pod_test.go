@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -39,13 +40,13 @@ type node struct {
 	probes    map[string]*probe
 }
 
-// probe is one of a container's probes, of the kinds that the manifests have.
+// probe is one of a container's probes, as the manifests have them.
 type probe struct {
 	HTTPGet *struct {
 		Host, Path, Scheme string
 		Port               any // a number or the name of one
 	}
-	Exec *struct{ Command []string }
+	FailureThreshold, PeriodSeconds int
 }
 
 // newNode makes a node for a manifest, with its certificates and an empty data dir.
@@ -108,7 +109,7 @@ func (n *node) adapt(manifest string) {
 			continue
 		}
 		for _, port := range c.Ports {
-			if p.HTTPGet != nil && p.HTTPGet.Port == port.Name {
+			if p.HTTPGet.Port == port.Name {
 				p.HTTPGet.Port = port.ContainerPort
 			}
 		}
@@ -214,21 +215,24 @@ func (n *node) down() {
 	containers.must(n.T, "kube", "down", n.manifest)
 }
 
-// wait waits until the startup probe is answered, as a kubelet does.
+// wait waits until the etcd answers the startup probe. The migration answers it, too.
 func (n *node) wait() {
 	n.Helper()
 	deadline := time.Now().Add(2 * time.Minute)
 	for {
-		err := n.ask(n.probes["startup"])
-		if err == nil {
+		answer, err := n.ask(n.probes["startup"])
+		if err == nil && !migrating(answer) {
 			return
 		}
 		if time.Now().After(deadline) || n.inspect("{{.RestartCount}}") > "2" {
-			n.Fatalf("%v\nthe container is %s; its output:\n%s", err, n.inspect("{{.State.Status}}"), n.logs())
+			n.Fatalf("%q, %v\nthe container is %s; its output:\n%s", answer, err, n.inspect("{{.State.Status}}"), n.logs())
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 }
+
+// migrating reports whether it was the migration that has answered a probe.
+func migrating(answer string) bool { return strings.HasPrefix(answer, "migrating: ") }
 
 func (n *node) inspect(format string) string {
 	n.Helper()
@@ -246,23 +250,20 @@ func (n *node) logs() string {
 	return string(b)
 }
 
-// ask does what a kubelet does for a probe.
-func (n *node) ask(p *probe) error {
-	if p.Exec != nil {
-		_, err := containers.run(append([]string{"exec", n.container}, p.Exec.Command...)...)
-		return err
-	}
+// ask does what a kubelet does for a probe, and gives the answer.
+func (n *node) ask(p *probe) (answer string, err error) {
 	g := p.HTTPGet
-	client := http.Client{Timeout: 15 * time.Second}
+	client := http.Client{Timeout: 15 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	res, err := client.Get(fmt.Sprintf("%s://%s:%v%s", strings.ToLower(g.Scheme), g.Host, g.Port, g.Path))
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", g.Path, res.Status)
+	body, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %s", g.Path, res.Status, body)
 	}
-	return nil
+	return string(body), err
 }
 
 func freePorts(t *testing.T, count int) (ports []string) {

@@ -33,6 +33,54 @@ func TestStaticPod(t *testing.T) {
 	}
 }
 
+// TestProbed asks for the startup probe, over and over, from before the migration until etcd has taken over. Once somebody
+// has answered, there may only be the one gap in which etcd starts, and it must be shorter than what makes the kubelet's
+// liveness probe end the container.
+func TestProbed(t *testing.T) {
+	n := newNode(t, "etcd.yaml")
+	before := n.fill("2.2", 3000)
+	n.own()
+	n.play()
+	var answered, etcd bool
+	var gaps []time.Duration
+	var silent time.Time
+	answers := map[string]int{} // by what the migration was doing
+	for deadline := time.Now().Add(2 * time.Minute); !etcd; {
+		if time.Now().After(deadline) {
+			t.Fatalf("etcd does not answer:\n%s", n.logs())
+		}
+		answer, err := n.ask(n.probes["startup"])
+		switch {
+		case err != nil && answered && migrating(answer):
+			t.Fatal(err)
+		case err != nil && answered && silent.IsZero():
+			silent = time.Now()
+		case err != nil:
+		default:
+			answered = true
+			if !silent.IsZero() {
+				gaps = append(gaps, time.Since(silent))
+				silent = time.Time{}
+			}
+			if etcd = !migrating(answer); !etcd {
+				answers[strings.TrimSpace(answer)]++
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if len(answers) < 5 {
+		t.Errorf("the migration has hardly answered: %v", answers)
+	}
+	p := n.probes["liveness"]
+	most := time.Duration((p.FailureThreshold-1)*p.PeriodSeconds) * time.Second
+	if len(gaps) > 1 || len(gaps) == 1 && gaps[0] > most {
+		t.Errorf("nobody answered for %v; there may be one gap of %s", gaps, most)
+	}
+	t.Logf("answers: %v, gap: %v", answers, gaps)
+	n.wait()
+	n.serves(before)
+}
+
 // TestEnded ends the container again and again in the middle of a migration, by force as a node's failure does and
 // politely as a kubelet does. It must come back, go on where it was, and lose nothing.
 func TestEnded(t *testing.T) {
