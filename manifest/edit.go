@@ -157,7 +157,7 @@ func (e *editor) line(i int) string {
 
 // command makes a container's command another one: by words before it, or else as a whole.
 func (e *editor) command(container *yaml.Node, old, new []string) {
-	seq, _ := find(container, "command")
+	seq := find(container, "command")
 	if slices.Equal(old, new) {
 		return
 	}
@@ -203,7 +203,7 @@ func (e *editor) merge(mapping *yaml.Node, s setting) {
 		e.fail(mapping, s.key+" cannot be set in what is no mapping")
 		return
 	}
-	n, _ := find(mapping, s.key)
+	n := find(mapping, s.key)
 	if n == nil {
 		e.insert(mapping, s)
 		return
@@ -220,7 +220,7 @@ func (e *editor) merge(mapping *yaml.Node, s setting) {
 	}
 	from := e.offset(n)
 	to := e.end(n, from)
-	text := ""
+	var text string
 	switch v, isString := s.value.(string); {
 	case isString && n.Style&yaml.DoubleQuotedStyle != 0:
 		text = quoted(v)
@@ -329,16 +329,16 @@ func scalar(s string) string {
 }
 
 // find gives the value of a mapping's key, nil if there is none.
-func find(mapping *yaml.Node, key string) (value *yaml.Node, found bool) {
+func find(mapping *yaml.Node, key string) *yaml.Node {
 	if mapping == nil || mapping.Kind != yaml.MappingNode {
-		return nil, false
+		return nil
 	}
 	for i := 0; i+1 < len(mapping.Content); i += 2 {
 		if mapping.Content[i].Value == key {
-			return mapping.Content[i+1], true
+			return mapping.Content[i+1]
 		}
 	}
-	return nil, false
+	return nil
 }
 
 // mergeInto is editor.merge on what the text means.

@@ -84,8 +84,8 @@ func Edit(text []byte, o Options) (edited []byte, notes []string, err error) {
 		return nil, nil, err
 	}
 
-	spec, _ := find(root, "spec")
-	list, _ := find(spec, "containers")
+	spec := find(root, "spec")
+	list := find(spec, "containers")
 	if list == nil || list.Kind != yaml.SequenceNode || len(list.Content) <= index {
 		return nil, nil, errUneditable
 	}

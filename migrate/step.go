@@ -281,7 +281,7 @@ func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerpri
 		}
 		defer db.Close()
 		var fp keyspace.Fingerprint
-		add, added := m.adding(&fp, m.st.V3.Keys)
+		add, added := m.adding(&fp)
 		err = db.Each(add)
 		added()
 		return &fp, err
@@ -291,20 +291,21 @@ func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerpri
 		return nil, err
 	}
 	var fp keyspace.Fingerprint
-	add, added := m.adding(&fp, m.st.V2.Keys)
+	add, added := m.adding(&fp)
 	err = data.tree.Each(m.now(), add)
 	added()
 	return &fp, err
 }
 
-// adding gives what adds records to a fingerprint and tells how far it is, of about so many, and what tells the end.
-func (m *Migrator) adding(fp *keyspace.Fingerprint, about int) (add func(keyspace.Record) error, added func()) {
-	const often = 4096 // to look at the clock at each record would take as long as to add it
+// adding gives what adds records to a fingerprint and tells how far it is, and what tells the end.
+func (m *Migrator) adding(fp *keyspace.Fingerprint) (add func(keyspace.Record) error, added func()) {
+	const often = 4096                              // to look at the clock at each record would take as long as to add it
+	about := int64(max(m.st.V2.Keys, m.st.V3.Keys)) // as many as were found before the first step, in one store or the other
 	progress := m.progress("prove", UnitRecords)
 	add = func(r keyspace.Record) error {
 		fp.Add(r)
 		if fp.Records%often == 0 {
-			progress(fp.Records, max(fp.Records+1, int64(about)))
+			progress(fp.Records, max(fp.Records+1, about))
 		}
 		return nil
 	}
