@@ -11,7 +11,7 @@ RACE := $(if $(shell command -v $(firstword $(shell go env CC))),-race)
 TOOL := go tool -modfile=.tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build binaries demo test lint vuln sbom bench matrix crash damage fuzz image test-image clean
+.PHONY: help build binaries demo test lint vuln sbom bench matrix testdata crash damage fuzz image test-image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: build binaries ## measure against the old way, as ratios in one run
 
 matrix: build binaries ## migrate between all pairs of the minors, up and down; bin/matrix.html shows it (two minutes)
 	@$(BIN)/etcd-migrate matrix --bin-dir $(ETCDS) --strict --html $(BIN)/matrix.html --junit $(BIN)/matrix.xml $(MATRIX)
+
+testdata: binaries ## make the archives of real data dirs in testdata/golden anew
+	@go run ./testdata/golden $(ETCDS) testdata/golden
 
 crash: build binaries ## kill upgrades, rollbacks, restores and conversions at every change and at random moments
 	ETCD_MIGRATE_KILLS=100 go test -run TestKilled -count=1 -timeout 10m ./migrate/convert ./migrate/downgrade
