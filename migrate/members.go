@@ -75,6 +75,10 @@ func (st *State) checkMembers() {
 		}
 	}
 	switch {
+	case len(st.Members) > 0 && !slices.ContainsFunc(st.Members, func(m Member) bool { return m.ID == st.Member.ID }):
+		st.block("not-a-member", fmt.Sprintf("the raft log is that of member %s, which is not part of the cluster in the data: it has never run, "+
+			"as in a backup that `etcdctl backup` made", st.Member.ID),
+			fmt.Sprintf("start etcd %s on the data once with --force-new-cluster and stop it again: that makes a cluster of this member", st.Version.Minor()))
 	case voters > 1:
 		st.note(severalMembers, fmt.Sprintf("the data is of a cluster of %d members", len(st.Members)),
 			"migrating several members is not supported yet: upgrade them with etcd's own rolling upgrade, or make a cluster of one "+
