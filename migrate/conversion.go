@@ -126,6 +126,9 @@ func (m *Migrator) demandOfConversion(data *contents) demand {
 // hintFor says what to do next after a step has failed.
 func hintFor(err error) string {
 	next := "mend the cause and give the same command again to go on from there, or restore the backup and start the etcd that the data belonged to"
+	if hint := hintForCluster(err); hint != "" {
+		return hint
+	}
 	var e *member.Error
 	if errors.As(err, &e) && e.Hint != "" {
 		return e.Hint + "; " + next

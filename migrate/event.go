@@ -19,6 +19,8 @@ const (
 	EventStepStarted EventKind = "step started"
 	// EventStepDone tells that it is done and proven, with its Result.
 	EventStepDone EventKind = "step done"
+	// EventWaiting tells which other members of the cluster a step waits for, in Waiting. It comes when that changes.
+	EventWaiting EventKind = "waiting"
 	// EventProgress tells that Done of Total units (see Unit) of what is under way are done. It comes at most some ten times
 	// a second, and at the end.
 	EventProgress EventKind = "progress"
@@ -35,6 +37,8 @@ type Event struct {
 	Result *StepReport // of EventStepDone
 	Backup string      // of EventBackup: its path
 	Reused bool        // of EventBackup: an earlier run made it
+	// Waiting says of each member that is waited for what it does: "m2 (etcd 3.4.31)".
+	Waiting []string
 
 	What        string // of EventProgress: "backup", "convert", "prove", "etcd", …
 	Unit        string // UnitBytes, UnitRecords or UnitLines

@@ -91,12 +91,16 @@ func (m *Migrator) sideData() (*sideData, error) {
 const leaseSlack = 2 * time.Second
 
 // couldEnd reports whether a lease can have ended in a step that has taken so long. Etcd begins to count all that is left of
-// a lease when it has been elected, which is after its start. A key whose lease is not there never ends.
+// a lease when it has been elected, which is after its start. In a cluster, another member can have been elected long
+// before. A key whose lease is not there never ends.
 func (m *Migrator) couldEnd(side *sideData, id int64, took time.Duration) bool {
 	if side == nil {
 		return false
 	}
 	left, ok := side.left[id]
+	if m.st.several() {
+		return ok
+	}
 	if noted := m.st.checkpoints[id]; noted > 0 {
 		left = min(left, noted)
 	}
@@ -114,6 +118,9 @@ func (m *Migrator) proveSideData(s Step, before *sideData, took time.Duration, r
 	}
 	if after == nil {
 		return errors.New("the db is gone")
+	}
+	if m.mayReplicate() {
+		return m.proveRevision(before, after, result)
 	}
 	for id, ttl := range before.leases {
 		if now, ok := after.leases[id]; !ok {
@@ -138,6 +145,19 @@ func (m *Migrator) proveSideData(s Step, before *sideData, took time.Duration, r
 		return fmt.Errorf("the alarms are %v, and were %v before the step", a.Alarms, b.Alarms)
 	case a.AuthEnabled != b.AuthEnabled, !slices.Equal(a.Users, b.Users), !slices.Equal(a.Roles, b.Roles):
 		return errors.New("users, roles or whether authentication is enabled are not what they were before the step")
+	}
+	return nil
+}
+
+// proveRevision is what is left of proveSideData where other members write: the store never goes back, and it has not
+// changed without having gone on.
+func (m *Migrator) proveRevision(before, after *sideData, result *StepReport) error {
+	b, a := before.info.Revision, after.info.Revision
+	switch {
+	case a < b:
+		return fmt.Errorf("the v3 store is at revision %d, and was at %d before the step", a, b)
+	case a == b && result.Replicated:
+		return fmt.Errorf("the keys are not what they were before the step, and yet the v3 store is still at revision %d", a)
 	}
 	return nil
 }

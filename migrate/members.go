@@ -65,15 +65,22 @@ func (st State) membersDiffer() string {
 	return strings.Join(diffs, ", ")
 }
 
-// checkMembers refuses data of more than one member, and notes a membership that differs between the stores: up to 3.5 the
-// v2 store is right, and etcd 3.5 mends the db. From 3.6 on the db is what counts, and nothing mends it.
-func (st *State) checkMembers() {
-	voters := 0
+// several reports whether there are other members that have a say in what becomes of the data.
+func (st State) several() bool { return st.voters() > 1 }
+
+func (st State) voters() (n int) {
 	for _, v := range st.Members {
 		if !v.Learner {
-			voters++
+			n++
 		}
 	}
+	return n
+}
+
+// checkMembers notes that there are several members, refuses a learner's data whose cluster cannot do without it, and notes a
+// membership that differs between the stores: up to 3.5 the v2 store is right, and etcd 3.5 mends the db. From 3.6 on the db is what counts, and nothing mends it.
+func (st *State) checkMembers() {
+	voters := st.voters()
 	switch {
 	case len(st.Members) > 0 && !slices.ContainsFunc(st.Members, func(m Member) bool { return m.ID == st.Member.ID }):
 		st.block("not-a-member", fmt.Sprintf("the raft log is that of member %s, which is not part of the cluster in the data: it has never run, "+
@@ -81,8 +88,7 @@ func (st *State) checkMembers() {
 			fmt.Sprintf("start etcd %s on the data once with --force-new-cluster and stop it again: that makes a cluster of this member", st.Version.Minor()))
 	case voters > 1:
 		st.note(severalMembers, fmt.Sprintf("the data is of a cluster of %d members", len(st.Members)),
-			"migrating several members is not supported yet: upgrade them with etcd's own rolling upgrade, or make a cluster of one "+
-				"from this member with --force-new-cluster, migrate it and add the others anew")
+			"give the same command, `etcd-migrate run … -- etcd …`, on every one of them: see docs/ha.md")
 	case st.Member.Learner:
 		st.block("learner", fmt.Sprintf("member %s is a learner, and holds the data of another member's cluster", st.Member.ID),
 			"migrate the member that is no learner, and add this one anew afterwards, with an empty data dir")

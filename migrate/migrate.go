@@ -16,8 +16,10 @@ import (
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/cluster"
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -46,6 +48,9 @@ type Request struct {
 	// they have none.
 	TTLDirectory string
 	TTL          time.Duration
+	// Peers is how the target etcd meets the other members of its cluster. Data of several members is refused without it.
+	// Whoever calls Run then has to start the target etcd afterwards: a member that is gone is missing in the quorum.
+	Peers *member.Peers
 	// QuotaBytes is the quota that the target etcd runs with, 0 for etcd's default of 2 GiB.
 	QuotaBytes int64
 	// StepTimeout is how long one etcd may take for its step; 0 means DefaultStepTimeout.
@@ -80,6 +85,12 @@ type Migrator struct {
 	foreign bool
 	step    int // the number of the step under way, counted from 1
 	telling sync.Mutex
+
+	// Of a cluster of several members: the others, whether the data has been compared with theirs in this run, and how it
+	// was in the step under way.
+	peers     *cluster.Peers
+	agreed    bool
+	agreement *cluster.Agreement
 }
 
 // New gives a Migrator for the request.
@@ -133,6 +144,9 @@ func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 		return nil, err
 	}
 	if err := m.checkAllowed(); err != nil {
+		return nil, err
+	}
+	if err := m.checkCluster(); err != nil {
 		return nil, err
 	}
 	if err := m.preflight(ctx); err != nil {

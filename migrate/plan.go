@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -105,15 +104,10 @@ func MakePlan(st State, target versionfile.Version, have binaries.Set, leftovers
 	if err := b.walk(st, target); err != nil {
 		return Plan{}, err
 	}
-	if b.plan.needsBackup() {
-		if i := slices.IndexFunc(st.Problems, func(p Problem) bool { return p.Code == severalMembers }); i >= 0 {
-			return Plan{}, &Error{Kind: Refused, Op: "plan", Err: &st.Problems[i], Hint: st.Problems[i].Hint}
-		}
-	}
 	return b.plan, nil
 }
 
-// severalMembers is the code of the problem that stops everything but a record.
+// severalMembers is the code of the note that the plan has to be walked by every member.
 const severalMembers = "several-members"
 
 func checkTarget(st State, target versionfile.Version) error {

@@ -59,6 +59,7 @@ func Rehearse(ctx context.Context, r Request, scratch string) (rehearsal *Rehear
 
 	rehearsal = &Rehearsal{CopySeconds: m.now().Sub(began).Seconds(), BytesAfter: []int64{}}
 	r.DataDir, r.WALDir, r.BackupDir = copied.DataDir, "", ""
+	r.Peers = nil // a copy must never meet the real cluster: it would pass for the member itself
 	if copied.SeparateWAL() {
 		r.WALDir = copied.WALDir
 	}

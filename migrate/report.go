@@ -3,6 +3,7 @@ package migrate
 import (
 	"time"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate/cluster"
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
@@ -60,6 +61,11 @@ type StepReport struct {
 	TTLsEnded int `json:"ttlsEnded"`
 	// Replayed counts the committed log entries that the step's etcd applied, on data of an etcd that was killed.
 	Replayed int `json:"replayed,omitempty"`
+	// Replicated says that the records before and after the step cannot be compared, because other members of the cluster
+	// have written to it meanwhile, or had before and this one lagged behind.
+	Replicated bool `json:"replicated,omitempty"`
+	// Agreement says with which other members the data was compared after the step, nil if it was not.
+	Agreement *cluster.Agreement `json:"agreement,omitempty"`
 	// LeasesEnded counts the leases that are gone, with keys or without.
 	LeasesEnded int `json:"leasesEnded,omitempty"`
 }

@@ -22,6 +22,7 @@ var snapshotCount uint64 = 3 // 0 is for tests, which show what happens without
 func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprint) (*keyspace.Fingerprint, error) {
 	began := m.now()
 	m.tell(Event{Kind: EventStepStarted})
+	m.agreement = nil
 	if err := m.gate(s); err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
@@ -33,7 +34,7 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	if err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
-	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String()}
+	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String(), Agreement: m.agreement}
 	took := m.now().Sub(began)
 	err = m.prove(s, before, after, side, took, &result)
 	if err == nil {
@@ -86,13 +87,17 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, side *side
 	d := keyspace.Compare(before, after)
 	for _, ended := range d.Ended {
 		// Of a key of the v2 store the instant is known at which it ends, in nanoseconds.
-		if s.To.Storage == versionfile.Etcd2 && ended.ID > m.now().UnixNano() {
+		if s.To.Storage == versionfile.Etcd2 && ended.ID > m.now().UnixNano() && !m.mayReplicate() {
 			return fmt.Errorf("%d keys are gone before their time", ended.Before)
 		}
 		if s.To.Storage == versionfile.Etcd3 && !m.couldEnd(side, ended.ID, took) {
 			return fmt.Errorf("%d keys with lease %x are gone before their time", ended.Before, ended.ID)
 		}
 		result.TTLsEnded += int(ended.Before)
+	}
+	if !d.Kept() && m.mayReplicate() {
+		result.Replicated = true
+		return nil
 	}
 	if !d.Kept() {
 		return fmt.Errorf("the keys are not what they were before the step: %s", d)
@@ -158,7 +163,10 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 	}
 	m.log = nil // what etcd makes of it has to be read anew
 	err = running(ctx, cfg, func(etcd *member.Etcd) error {
-		if err := etcd.Ready(ctx); err != nil {
+		if err := m.ready(ctx, s, etcd); err != nil {
+			return err
+		}
+		if err := m.agree(ctx, s, etcd); err != nil {
 			return err
 		}
 		if emptyV2 != nil {
@@ -230,11 +238,15 @@ func (m *Migrator) config(s Step) (member.Config, error) {
 		AdvertiseClientURLs: m.st.Member.ClientURLs,
 		QuotaBytes:          m.QuotaBytes,
 		V2:                  s.Kind == StepEmptyV2,
+		Learner:             m.st.Member.Learner,
 		Credential:          owner,
 		Log:                 m.Log,
 	}
 	progress := m.progress("etcd", UnitLines)
 	cfg.Printed = func(lines int64) { progress(lines, 0) }
+	if m.st.several() {
+		cfg.Peers = m.Peers
+	}
 	if m.layout.SeparateWAL() {
 		cfg.WALDir = m.layout.WALDir
 	}

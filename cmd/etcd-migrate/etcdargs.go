@@ -32,7 +32,14 @@ func readEtcdSettings(args, environ []string) (etcdSettings, error) {
 		}
 		s.Quota = n
 	}
-	return s.withDefaults(), nil
+	var err error
+	s.Peers, err = readPeerSettings(get, func(name string) bool {
+		if v, ok := switchValue(args, name); ok {
+			return v
+		}
+		return isTrue(envValue(environ, envName(name)))
+	})
+	return s.withDefaults(), err
 }
 
 func readEtcdConfigFile(path string) (etcdSettings, error) {
@@ -52,13 +59,14 @@ func readEtcdConfigFile(path string) (etcdSettings, error) {
 			TrustedCAFile  string `json:"trusted-ca-file"`
 			ClientCertAuth bool   `json:"client-cert-auth"`
 		} `json:"client-transport-security"`
+		peerConfigFile
 	}
 	if err := yaml.Unmarshal(b, &file); err != nil {
 		return etcdSettings{}, fmt.Errorf("config file %s: %w", path, err)
 	}
 	return etcdSettings{DataDir: file.DataDir, WALDir: file.WALDir, Name: file.Name, Quota: file.Quota,
 		MetricsURLs: file.Metrics, CertFile: file.TLS.CertFile, KeyFile: file.TLS.KeyFile, TrustedCAFile: file.TLS.TrustedCAFile,
-		ClientCertAuth: file.TLS.ClientCertAuth}.withDefaults(), nil
+		ClientCertAuth: file.TLS.ClientCertAuth, Peers: file.peers()}.withDefaults(), nil
 }
 
 // withDefaults does as etcd does without a --data-dir. Without a name in the settings, the stored one is kept.

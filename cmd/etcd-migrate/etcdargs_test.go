@@ -5,6 +5,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 )
 
 func TestReadEtcdSettings(t *testing.T) {
@@ -57,6 +62,7 @@ func TestReadEtcdSettings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := readEtcdSettings(tc.args, tc.env)
+			got.Peers = nil // see TestPeerSettings
 			if err != nil || got != tc.want {
 				t.Errorf("got %+v, %v; want %+v", got, err, tc.want)
 			}
@@ -70,6 +76,48 @@ func TestReadEtcdSettings(t *testing.T) {
 		if _, err := readEtcdSettings(args, nil); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+// TestPeerSettings reads the same settings from flags, variables and a file.
+func TestPeerSettings(t *testing.T) {
+	want := &member.Peers{
+		ListenURLs: []string{"https://10.0.0.1:2380", "https://127.0.0.1:2380"}, AdvertiseURLs: []string{"https://10.0.0.1:2380"},
+		CertFile: "/pki/peer.crt", KeyFile: "/pki/peer.key", TrustedCAFile: "/pki/ca.crt", ClientCertAuth: true, AllowedCN: "peers",
+		Heartbeat: 200 * time.Millisecond, Election: 2 * time.Second,
+	}
+	flags := []string{
+		"--name", "m1", "--peer-client-cert-auth", "--listen-peer-urls=https://10.0.0.1:2380,https://127.0.0.1:2380", "--initial-advertise-peer-urls",
+		"https://10.0.0.1:2380", "--peer-cert-file=/pki/peer.crt", "-peer-key-file=/pki/peer.key", "--peer-trusted-ca-file=/pki/ca.crt",
+		"--peer-cert-allowed-cn=peers", "--heartbeat-interval=200", "--election-timeout=2000",
+	}
+	env := []string{
+		"ETCD_PEER_CLIENT_CERT_AUTH=true", "ETCD_LISTEN_PEER_URLS=https://10.0.0.1:2380,https://127.0.0.1:2380",
+		"ETCD_INITIAL_ADVERTISE_PEER_URLS=https://10.0.0.1:2380", "ETCD_PEER_CERT_FILE=/pki/peer.crt", "ETCD_PEER_KEY_FILE=/pki/peer.key",
+		"ETCD_PEER_TRUSTED_CA_FILE=/pki/ca.crt", "ETCD_PEER_CERT_ALLOWED_CN=peers", "ETCD_HEARTBEAT_INTERVAL=200", "ETCD_ELECTION_TIMEOUT=2000",
+	}
+	config := filepath.Join(t.TempDir(), "etcd.yaml")
+	const content = "name: m1\nlisten-peer-urls: https://10.0.0.1:2380,https://127.0.0.1:2380\n" +
+		"initial-advertise-peer-urls: https://10.0.0.1:2380\nheartbeat-interval: 200\nelection-timeout: 2000\npeer-transport-security:\n" +
+		"  cert-file: /pki/peer.crt\n  key-file: /pki/peer.key\n  trusted-ca-file: /pki/ca.crt\n  client-cert-auth: true\n  allowed-cn: peers\n"
+	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct{ args, env []string }{
+		"flags": {flags, nil}, "variables": {nil, env}, "file": {[]string{"--config-file=" + config}, nil},
+		"flags beat variables": {flags, []string{"ETCD_PEER_CERT_FILE=/other", "ETCD_ELECTION_TIMEOUT=1"}},
+	} {
+		got, err := readEtcdSettings(tc.args, tc.env)
+		if diff := cmp.Diff(want, got.Peers); err != nil || diff != "" {
+			t.Errorf("%s: %v: %s", name, err, diff)
+		}
+	}
+	off, err := readEtcdSettings([]string{"--peer-client-cert-auth=false", "--peer-auto-tls"}, []string{"ETCD_PEER_CLIENT_CERT_AUTH=true"})
+	if err != nil || off.Peers.ClientCertAuth || !off.Peers.AutoTLS || off.Peers.ListenURLs[0] != defaultPeerURL {
+		t.Errorf("got %+v, %v", off.Peers, err)
+	}
+	if _, err := readEtcdSettings([]string{"--election-timeout=1s"}, nil); err == nil {
+		t.Error("no error for an election timeout that is no number")
 	}
 }
 

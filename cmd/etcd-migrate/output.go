@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cheggaaa/pb/v3"
@@ -83,6 +84,8 @@ func (o *output) observe(e migrate.Event) {
 		o.log.Info("step done", "step", e.Step, "of", len(e.Plan.Steps), "kind", e.Result.Kind, "versionTxt", e.Result.To.String(),
 			"seconds", e.Result.Seconds, "keys", e.Result.Keys, "fingerprint", e.Result.Fingerprint, "ttlsEnded", e.Result.TTLsEnded)
 	case migrate.EventBegun: // the next one says more
+	case migrate.EventWaiting:
+		o.log.Info("waiting for other members", "step", e.Step, "members", e.Waiting)
 	case migrate.EventProgress:
 		o.log.Debug("progress", "what", e.What, "unit", e.Unit, "done", e.Done, "total", e.Total)
 	}
@@ -116,6 +119,8 @@ func (o *output) show(e migrate.Event) {
 		fmt.Fprintf(o.w, "  %2d/%d %-8s to %-13s%s … ", e.Step, len(e.Plan.Steps), s.Kind, s.To, by)
 	case migrate.EventStepDone:
 		fmt.Fprintf(o.w, "%.2f s\n", e.Result.Seconds)
+	case migrate.EventWaiting:
+		fmt.Fprintf(o.w, "waiting for %s … ", strings.Join(e.Waiting, ", "))
 	case migrate.EventProgress:
 		o.showBar(e)
 	}

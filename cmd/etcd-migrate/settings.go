@@ -9,6 +9,7 @@ import (
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 )
 
 // dataFlags say where the data is. `run` has none of them: it takes them from etcd's own command line.
@@ -49,6 +50,7 @@ type etcdSettings struct {
 	WALDir  string
 	Name    string
 	Quota   int64
+	Peers   *member.Peers // nil if not from etcd's own command line
 
 	// Where it will be probed, comma-separated, and with which certificate if that is https.
 	MetricsURLs    string
@@ -96,6 +98,7 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 		KeepBackups:   m.KeepBackups,
 		AcceptLoss:    losses,
 		QuotaBytes:    e.Quota,
+		Peers:         e.Peers,
 		TTLDirectory:  m.TTLDirectory,
 		TTL:           m.TTL,
 		StepTimeout:   m.StepTimeout,

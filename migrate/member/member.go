@@ -42,6 +42,12 @@ type Config struct {
 	Name                string
 	AdvertiseClientURLs []string
 
+	// Peers is the side towards the other members of the member's cluster, nil for a member that is alone: then nobody can
+	// reach the peer listener. Clients are kept out in both cases.
+	Peers *Peers
+	// Learner says that the member has no vote, and so can write nothing through its own listener: see Joined.
+	Learner bool
+
 	// SnapshotCount is the number of log entries after which etcd writes a raft snapshot, 0 for etcd's default of
 	// 10,000 or 100,000. ForceSnapshot needs one more write than this number. Small numbers also make etcd write
 	// snapshots while it starts, each of them as large as the v2 store.
@@ -80,6 +86,11 @@ func (c *Config) check() error {
 			return err
 		}
 		*path = abs
+	}
+	if c.Peers != nil {
+		if err := c.Peers.check(); err != nil {
+			return err
+		}
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -139,16 +139,22 @@ func (c *Config) args(port int) []string {
 		"--data-dir=" + c.DataDir,
 		"--listen-client-urls=" + listen,
 		"--advertise-client-urls=" + advertise,
-		// A single member needs no peer listener, but cannot be without. Nobody has to know its port.
-		"--listen-peer-urls=https://127.0.0.1:0",
-		"--initial-advertise-peer-urls=" + peerURL,
-		"--initial-cluster=" + name + "=" + peerURL,
-		// Milliseconds. There is nobody to wait for at an election.
-		"--heartbeat-interval=10",
-		"--election-timeout=50",
 		"--cert-file=" + certPath, "--key-file=" + keyPath, "--trusted-ca-file=" + caPath, "--client-cert-auth",
-		"--peer-cert-file=" + certPath, "--peer-key-file=" + keyPath, "--peer-trusted-ca-file=" + caPath,
-		"--peer-client-cert-auth",
+	}
+	if c.Peers != nil {
+		args = append(args, c.Peers.args(name, c.Release.Minor())...)
+	} else {
+		args = append(args,
+			// A single member needs no peer listener, but cannot be without. Nobody has to know its port.
+			"--listen-peer-urls=https://127.0.0.1:0",
+			"--initial-advertise-peer-urls="+peerURL,
+			"--initial-cluster="+name+"="+peerURL,
+			// Milliseconds. There is nobody to wait for at an election.
+			"--heartbeat-interval=10",
+			"--election-timeout=50",
+			"--peer-cert-file="+certPath, "--peer-key-file="+keyPath, "--peer-trusted-ca-file="+caPath,
+			"--peer-client-cert-auth",
+		)
 	}
 	if c.WALDir != "" {
 		args = append(args, "--wal-dir="+c.WALDir)

@@ -67,11 +67,17 @@ func insist(ctx context.Context, try func(context.Context) error) error {
 // data. If either ends first, the error is an Error, which says what the etcd was still missing.
 //
 // It never asks /health: up to 3.4, each such request adds an entry to the log, of a kind that 3.6 refuses.
-func (e *Etcd) Ready(ctx context.Context) error {
+func (e *Etcd) Ready(ctx context.Context) error { return e.await(ctx, e.takenOver) }
+
+// Joined waits until the etcd takes part in its cluster: a raft write that we made was committed, and applied here. The
+// cluster version does not count: as long as one member runs an older etcd, it is that one's.
+func (e *Etcd) Joined(ctx context.Context) error { return e.await(ctx, e.takesPart) }
+
+func (e *Etcd) await(ctx context.Context, condition func(context.Context) error) error {
 	ctx, done := e.whileRunning(ctx)
 	defer done()
 	started := time.Now()
-	err := insist(ctx, e.takenOver)
+	err := insist(ctx, condition)
 	var ended *Error
 	switch cause := context.Cause(ctx); {
 	case err == nil:
@@ -85,21 +91,63 @@ func (e *Etcd) Ready(ctx context.Context) error {
 
 // takenOver says what is missing until the data belongs to this etcd.
 func (e *Etcd) takenOver(ctx context.Context) error {
-	server, cluster, err := e.version(ctx)
+	cluster, err := e.clusterVersion(ctx)
 	if err != nil {
 		return err
-	}
-	if server != e.cfg.Release.String() {
-		return finalError{fmt.Errorf("%s says that it is etcd %q, not %s", e.cfg.Path, server, e.cfg.Release)}
 	}
 	r, err := versionfile.ParseRelease(cluster)
 	if err != nil || r.Minor() != e.cfg.Release.Minor() {
 		return fmt.Errorf("cluster version is %q, not yet %s", cluster, e.cfg.Release.Minor())
 	}
-	if !e.cfg.hasV3() {
+	return e.proveWrite(ctx)
+}
+
+// takesPart says what is missing until the etcd takes part in its cluster.
+func (e *Etcd) takesPart(ctx context.Context) error {
+	if _, err := e.clusterVersion(ctx); err != nil {
+		return err
+	}
+	return e.proveWrite(ctx)
+}
+
+// proveWrite makes a write, which is answered when it has been applied here: so all that was written before it has been.
+func (e *Etcd) proveWrite(ctx context.Context) error {
+	switch {
+	case e.cfg.Learner:
+		return e.follows(ctx)
+	case !e.cfg.hasV3():
 		return e.writeV2(ctx)
 	}
 	return e.writeV3(ctx)
+}
+
+// follows is what a learner can prove: it has a leader, and has applied all that it knows to be committed.
+func (e *Etcd) follows(ctx context.Context) error {
+	c, err := e.V3()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	s, err := c.Status(ctx, c.Endpoints()[0])
+	switch {
+	case err != nil:
+		return fmt.Errorf("ask for the status: %w", err)
+	case s.Leader == 0:
+		return errors.New("the cluster has no leader")
+	case s.RaftAppliedIndex < s.RaftIndex:
+		return fmt.Errorf("raft entries up to %d of %d are applied", s.RaftAppliedIndex, s.RaftIndex)
+	}
+	return nil
+}
+
+// clusterVersion asks for the cluster's version, and makes sure that it is the right etcd that answers.
+func (e *Etcd) clusterVersion(ctx context.Context) (string, error) {
+	server, cluster, err := e.version(ctx)
+	if err == nil && server != e.cfg.Release.String() {
+		err = finalError{fmt.Errorf("%s says that it is etcd %q, not %s", e.cfg.Path, server, e.cfg.Release)}
+	}
+	return cluster, err
 }
 
 // version asks for the versions of server and cluster. The cluster's is "not_decided" at first in a new cluster.
@@ -142,6 +190,8 @@ func (e *Etcd) getJSON(ctx context.Context, path string, v any) error {
 // index, no revision and no lease in either store: on 3.1 and newer it revokes lease 0, which cannot exist, on older
 // ones it is a quorum read of a key that does not exist.
 //
+// A learner writes nothing: what the other members write comes to it.
+//
 // It needs no rights if auth is enabled, and no space if the NOSPACE alarm is set. A raised CORRUPT alarm is an error.
 func (e *Etcd) Write(ctx context.Context) error {
 	ctx, done := e.whileRunning(ctx)
@@ -168,6 +218,9 @@ func (e *Etcd) explain(ctx context.Context, what string, err error) error {
 
 // write is Write, also on an etcd with a v3 API that it refuses to serve, if it serves the v2 API.
 func (e *Etcd) write(ctx context.Context) error {
+	if e.cfg.Learner {
+		return e.follows(ctx)
+	}
 	if !e.cfg.hasV3() {
 		return e.writeV2(ctx)
 	}
@@ -214,6 +267,28 @@ func (e *Etcd) committed(ctx context.Context) (uint64, error) {
 		return 0, fmt.Errorf("ask for the raft index: %w", err)
 	}
 	return res.RaftIndex, nil
+}
+
+// HashKV gives etcd's own digest of the v3 store at its newest revision, and the revision at which it is compacted. It is
+// there from 3.3 on.
+func (e *Etcd) HashKV(ctx context.Context) (hash uint32, compact, revision int64, err error) {
+	ctx, done := e.whileRunning(ctx)
+	defer done()
+	c, err := e.V3()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	err = insist(ctx, func(ctx context.Context) error {
+		res, err := c.HashKV(ctx, c.Endpoints()[0], 0)
+		if err == nil {
+			hash, compact, revision = res.Hash, res.CompactRevision, res.Header.Revision
+		}
+		return err
+	})
+	if err != nil {
+		return 0, 0, 0, e.explain(ctx, "hash the v3 store", err)
+	}
+	return hash, compact, revision, nil
 }
 
 func newV3(address string, config *tls.Config) (*clientv3.Client, error) {

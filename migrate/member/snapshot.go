@@ -21,6 +21,8 @@ import (
 // Followed by a clean Stop, the snapshot is also recorded in the raft log, which is what the next start goes by, and
 // from 3.0 on the db is not behind it.
 //
+// A learner writes nothing, so its snapshot comes when the other members have written enough.
+//
 // It does not need Ready. With Config.V2 it works even on an etcd 3.5 that answers every v3 request "etcdserver: not
 // capable" and so is never ready, and is the cure: the next start goes by the new snapshot and is capable.
 func (e *Etcd) ForceSnapshot(ctx context.Context) (uint64, error) {
@@ -59,11 +61,19 @@ func (e *Etcd) forceSnapshot(ctx context.Context) (uint64, error) {
 		} else if path != "" {
 			break
 		}
-		if err := e.write(ctx); err != nil {
+		if err := e.writeOnce(ctx); err != nil {
 			return 0, err
 		}
 	}
 	return e.awaitSnapshot(ctx, before, from)
+}
+
+// writeOnce is write. In a cluster of several it can take more than one try, because the leader may just have left.
+func (e *Etcd) writeOnce(ctx context.Context) error {
+	if e.cfg.Peers == nil {
+		return e.write(ctx)
+	}
+	return insist(ctx, e.write)
 }
 
 // awaitSnapshot waits until there is a whole new snapshot. Up to 3.5 etcd writes it in the background, and all minors

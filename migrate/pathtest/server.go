@@ -83,6 +83,11 @@ func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...st
 		"--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", Name + "=" + peer,
 		"--heartbeat-interval", "10", "--election-timeout", "50",
 	}, flags...)
+	for _, f := range flags {
+		if u, ok := strings.CutPrefix(f, "--listen-client-urls="); ok {
+			client = u
+		}
+	}
 	s := &Server{Release: bin.Release, URL: client, done: make(chan struct{})}
 	s.cmd = exec.Command(bin.Path, args...)
 	s.cmd.Env = []string{"GOTRACEBACK=none"} // the last lines are what a panic says

@@ -1,0 +1,321 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// etcdCluster is a cluster of several members on loopback, each with a data dir of its own.
+type etcdCluster struct {
+	t       *testing.T
+	set     binaries.Set
+	members []*clusterMember
+	before  pathtest.Content
+	ids     map[string]uint64 // member IDs by name, before
+}
+
+// clusterMember is one of them: the process that runs as it, if one does.
+type clusterMember struct {
+	name, dir    string
+	peer, client string // URLs
+	cmd          *exec.Cmd
+	done         chan struct{}
+	log          string // path: what the process says
+}
+
+func newCluster(t *testing.T, n int) *etcdCluster {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs the etcd binaries")
+	}
+	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
+	must(t, err)
+	set.Dir, err = filepath.Abs(set.Dir)
+	must(t, err)
+	c := &etcdCluster{t: t, set: set}
+	for i := range n {
+		dir := t.TempDir()
+		c.members = append(c.members, &clusterMember{
+			name: fmt.Sprintf("m%d", i+1), dir: filepath.Join(dir, "etcd"), peer: freeURL(t), client: freeURL(t), log: filepath.Join(dir, "log"),
+		})
+	}
+	t.Cleanup(func() {
+		for _, m := range c.members {
+			m.end(syscall.SIGKILL)
+			if t.Failed() {
+				log, _ := os.ReadFile(m.log)
+				lines := strings.Split(string(log), "\n")
+				t.Logf("%s:\n%s", m.name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+			}
+		}
+	})
+	return c
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freeURL(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return "http://" + l.Addr().String()
+}
+
+func (c *etcdCluster) newest(minor string) binaries.Binary {
+	c.t.Helper()
+	m, err := versionfile.ParseMinor(minor)
+	must(c.t, err)
+	b, ok := c.set.Newest(m)
+	if !ok {
+		c.t.Fatalf("no etcd %s; run `make binaries`", minor)
+	}
+	return b
+}
+
+// flags are those of a member's etcd.
+func (c *etcdCluster) flags(m *clusterMember) []string {
+	var initial []string
+	for _, o := range c.members {
+		initial = append(initial, o.name+"="+o.peer)
+	}
+	return []string{
+		"--name=" + m.name, "--data-dir=" + m.dir, "--listen-peer-urls=" + m.peer, "--initial-advertise-peer-urls=" + m.peer,
+		"--listen-client-urls=" + m.client, "--advertise-client-urls=" + m.client, "--initial-cluster=" + strings.Join(initial, ","),
+		"--heartbeat-interval=50", "--election-timeout=500",
+	}
+}
+
+// fill lets etcds of that minor write data, and stops them.
+func (c *etcdCluster) fill(minor string, extra ...string) {
+	c.t.Helper()
+	bin := c.newest(minor)
+	servers := make([]*pathtest.Server, len(c.members))
+	var wg sync.WaitGroup
+	for i, m := range c.members {
+		wg.Go(func() {
+			s, err := pathtest.Start(c.t.Context(), bin, m.dir, append(c.flags(m), extra...)...)
+			if err != nil {
+				c.t.Error(err)
+				return
+			}
+			servers[i] = s
+		})
+	}
+	wg.Wait()
+	if c.t.Failed() {
+		c.t.FailNow()
+	}
+	if bin.Release.Minor().Storage() == versionfile.Etcd2 {
+		must(c.t, servers[0].FillV2(c.t.Context(), 50))
+		var err error
+		c.before, err = servers[0].ReadV2(c.t.Context(), pathtest.Hidden...)
+		must(c.t, err)
+	} else {
+		must(c.t, servers[0].FillV3(c.t.Context(), 50))
+		var err error
+		c.before, err = servers[0].ReadV3(c.t.Context())
+		must(c.t, err)
+		c.ids = c.memberIDs(c.members[0])
+	}
+	for _, s := range servers {
+		must(c.t, s.Stop())
+	}
+}
+
+// start starts `etcd-migrate run` for a member, which becomes the etcd of that minor.
+func (c *etcdCluster) start(m *clusterMember, minor string, flags ...string) {
+	c.t.Helper()
+	args := append([]string{"run", "--bin-dir", c.set.Dir, "--log-format", "text"}, flags...)
+	args = append(append(args, "--", c.newest(minor).Path), c.flags(m)...)
+	log, err := os.OpenFile(m.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	must(c.t, err)
+	defer log.Close()
+	m.cmd = exec.Command(os.Args[0], args...)
+	m.cmd.Env = append(os.Environ(), asMain+"=1")
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	must(c.t, m.cmd.Start())
+	m.done = make(chan struct{})
+	go func() {
+		_ = m.cmd.Wait()
+		close(m.done)
+	}()
+}
+
+func (m *clusterMember) end(sig syscall.Signal) {
+	if m.cmd != nil {
+		_ = m.cmd.Process.Signal(sig)
+		<-m.done
+		m.cmd = nil
+	}
+}
+
+// killRandomly kills one member's etcd-migrate at random moments and starts it again, until it has become the target.
+func (c *etcdCluster) killRandomly(minor string, kills int, flags ...string) {
+	m := c.members[rand.IntN(len(c.members))]
+	for range kills {
+		after := time.Duration(rand.Int64N(int64(4 * time.Second)))
+		time.Sleep(after)
+		if _, err := c.client(m); err == nil {
+			c.t.Logf("%s was done before it could be killed", m.name)
+			return
+		}
+		m.end(syscall.SIGKILL)
+		c.t.Logf("killed %s", m.name)
+		c.start(m, minor, flags...)
+	}
+}
+
+// client gives a client of a member that has become the target etcd and serves.
+func (c *etcdCluster) client(m *clusterMember) (*clientv3.Client, error) {
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{m.client}, Logger: zap.NewNop(), MaxCallRecvMsgSize: 1 << 30})
+	must(c.t, err)
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
+	defer cancel()
+	if _, err := client.Get(ctx, "x"); err != nil {
+		_ = client.Close()
+		return nil, err
+	}
+	c.t.Cleanup(func() { _ = client.Close() })
+	return client, nil
+}
+
+// serving waits until a member's target etcd serves.
+func (c *etcdCluster) serving(m *clusterMember, within time.Duration) *clientv3.Client {
+	c.t.Helper()
+	for deadline := time.Now().Add(within); ; {
+		client, err := c.client(m)
+		if err == nil {
+			return client
+		}
+		select {
+		case <-m.done:
+			c.t.Fatalf("%s has ended", m.name)
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("%s does not serve: %v", m.name, err)
+		}
+	}
+}
+
+func (c *etcdCluster) memberIDs(m *clusterMember) map[string]uint64 {
+	c.t.Helper()
+	client := c.serving(m, time.Minute)
+	res, err := client.MemberList(c.t.Context())
+	must(c.t, err)
+	ids := map[string]uint64{}
+	for _, v := range res.Members {
+		ids[v.Name] = v.ID
+	}
+	return ids
+}
+
+// arrived waits until all members serve the target, and compares: every record on every member, the same hash on all of
+// them, the member list, version.txt.
+func (c *etcdCluster) arrived(minor string) {
+	c.t.Helper()
+	hashes := map[string]bool{}
+	for _, m := range c.members {
+		client := c.serving(m, 3*time.Minute)
+		after, err := pathtest.ReadV3(c.t.Context(), client)
+		must(c.t, err)
+		for _, d := range pathtest.Compare(c.before, after) {
+			c.t.Errorf("%s: %s", m.name, d)
+		}
+		ids := c.memberIDs(m)
+		if len(ids) != len(c.members) || c.ids != nil && fmt.Sprint(ids) != fmt.Sprint(c.ids) {
+			c.t.Errorf("%s lists the members %v, and they were %v", m.name, ids, c.ids)
+		}
+		if v, err := versionfile.Read(m.dir); err != nil || v.Release.Minor().String() != minor {
+			c.t.Errorf("%s: version.txt is %s, %v", m.name, v, err)
+		}
+		status, err := client.Status(c.t.Context(), m.client)
+		must(c.t, err)
+		if !strings.HasPrefix(status.Version, minor+".") {
+			c.t.Errorf("%s runs etcd %s", m.name, status.Version)
+		}
+	}
+	// A lease may end between two hashes: then they are taken again.
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		clear(hashes)
+		var all []string
+		for _, m := range c.members {
+			client := c.serving(m, time.Minute)
+			h, err := client.HashKV(c.t.Context(), m.client, 0)
+			must(c.t, err)
+			all = append(all, fmt.Sprintf("%s: %x at %d, compacted at %d", m.name, h.Hash, h.Header.Revision, h.CompactRevision))
+			hashes[fmt.Sprintf("%x %d", h.Hash, h.Header.Revision)] = true
+		}
+		if len(hashes) == 1 {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("the members hold different data: %q", all)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// TestClusterUpgrade upgrades a cluster that is shut down over several minors: its members start at different moments, and
+// one is killed and started again.
+func TestClusterUpgrade(t *testing.T) {
+	paths := [][2]string{{"3.4", "3.7"}}
+	if os.Getenv("ETCD_MIGRATE_HA") != "" {
+		paths = append(paths, [2]string{"3.1", "3.7"})
+	}
+	for _, p := range paths {
+		t.Run(p[0]+" to "+p[1], func(t *testing.T) {
+			c := newCluster(t, 3)
+			c.fill(p[0])
+			began := time.Now()
+			for i, m := range c.members {
+				time.Sleep(time.Duration(i) * time.Second)
+				c.start(m, p[1])
+			}
+			c.killRandomly(p[1], 1)
+			c.arrived(p[1])
+			t.Logf("%s to %s took %s", p[0], p[1], time.Since(began).Round(time.Millisecond))
+		})
+	}
+}
+
+// TestClusterWithoutPeers: a command that does not say how the member meets the others is refused, and changes nothing.
+func TestClusterWithoutPeers(t *testing.T) {
+	c := newCluster(t, 2)
+	c.fill("3.5")
+	out, err := asTool("migrate", "--target-version", "3.6", "--data-dir", c.members[0].dir, "--bin-dir", c.set.Dir).CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != exitRefused || !strings.Contains(string(out), "etcd-migrate run") {
+		t.Errorf("%v: %s", err, out)
+	}
+	entries, err := os.ReadDir(c.members[0].dir)
+	must(t, err)
+	if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == versionfile.Name }) {
+		t.Error("a version.txt has been written")
+	}
+}
