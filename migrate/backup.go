@@ -177,7 +177,7 @@ func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 	m.report.KeysAfter = int(last.Records)
 	m.report.PeakMemoryBytes = ownPeakMemory()
 	m.report.Seconds = m.now().Sub(m.report.Began).Seconds()
-	if err := m.endJournal(); err != nil {
+	if err := errors.Join(m.noteJoined(), m.endJournal()); err != nil {
 		return &Error{Kind: Failed, Op: "finish", Err: err, Backup: m.backup,
 			Data: fmt.Sprintf("the data is at %s and complete", m.plan.Target), Hint: "give the same command again"}
 	}

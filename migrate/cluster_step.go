@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/cluster"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 // checkCluster refuses what cannot be done with one of several members.
@@ -155,6 +160,26 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 // up with the cluster, and the last one, in which members that are done already serve clients.
 func (m *Migrator) mayReplicate() bool {
 	return m.st.several() && (m.step == 1 || m.step == len(m.plan.Steps) || !m.plan.together())
+}
+
+// joinedMarker is a file in the work dir that says as which version this member has joined a cluster whose version was
+// still the one before. Until the last member has, the data cannot say so, and each restart would be an upgrade again.
+func joinedMarker(l datadir.Layout) string { return filepath.Join(l.WorkDir(), "joined") }
+
+// noteJoined writes the marker after a rolling upgrade, and removes it after everything else.
+func (m *Migrator) noteJoined() error {
+	if m.st.several() && m.plan.needsBackup() && m.plan.Forward() && !m.plan.together() {
+		return datadir.WriteFile(joinedMarker(m.layout), []byte(m.plan.Target.String()+"\n"), 0o600)
+	}
+	if err := os.Remove(joinedMarker(m.layout)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (m *Migrator) joinedAs(v versionfile.Version) bool {
+	content, err := os.ReadFile(joinedMarker(m.layout))
+	return err == nil && strings.TrimSpace(string(content)) == v.String()
 }
 
 // divergedHint says what to do about members whose data is not the same.

@@ -18,6 +18,9 @@ import (
 // snapshotCount makes an etcd write a raft snapshot after a handful of entries: see StepUpgrade in docs/architecture.md.
 var snapshotCount uint64 = 3 // 0 is for tests, which show what happens without
 
+// rollingSnapshotCount is the same where clients write meanwhile, who would pay for a snapshot after every few writes.
+const rollingSnapshotCount = 50
+
 // take makes one step: do it, prove that it lost nothing, and only then write version.txt.
 func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprint) (*keyspace.Fingerprint, error) {
 	began := m.now()
@@ -252,6 +255,9 @@ func (m *Migrator) config(s Step) (member.Config, error) {
 	}
 	if !s.To.Minor().Less(v3Since) {
 		cfg.SnapshotCount = snapshotCount
+		if m.st.several() && !m.plan.together() && snapshotCount > 0 {
+			cfg.SnapshotCount = rollingSnapshotCount
+		}
 	}
 	return cfg, nil
 }

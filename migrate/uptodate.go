@@ -50,5 +50,6 @@ func (m *Migrator) upToDate() bool {
 		return false
 	}
 	data, err := versionfile.ParseRelease(info.ClusterVersion)
-	return err != nil || data.Minor() == v.Minor() // up to 3.4 the db does not know
+	// Up to 3.4 the db does not know. In a rolling upgrade the cluster's version rises when the last member is done.
+	return err != nil || data.Minor() == v.Minor() || oneAhead(data.Minor(), v.Minor()) && m.joinedAs(v)
 }

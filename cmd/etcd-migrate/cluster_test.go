@@ -63,7 +63,9 @@ func newCluster(t *testing.T, n int) *etcdCluster {
 			m.end(syscall.SIGKILL)
 			if t.Failed() {
 				log, _ := os.ReadFile(m.log)
-				lines := strings.Split(string(log), "\n")
+				lines := slices.DeleteFunc(strings.Split(string(log), "\n"), func(l string) bool {
+					return strings.HasPrefix(l, "{") && !strings.Contains(l, "panic") && !strings.Contains(l, "fatal")
+				})
 				t.Logf("%s:\n%s", m.name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
 			}
 		}
@@ -110,8 +112,8 @@ func (c *etcdCluster) flags(m *clusterMember) []string {
 	}
 }
 
-// fill lets etcds of that minor write data, and stops them.
-func (c *etcdCluster) fill(minor string, extra ...string) {
+// boot starts etcds of that minor as the members, in the order of the members.
+func (c *etcdCluster) boot(minor string, extra ...string) []*pathtest.Server {
 	c.t.Helper()
 	bin := c.newest(minor)
 	servers := make([]*pathtest.Server, len(c.members))
@@ -127,21 +129,33 @@ func (c *etcdCluster) fill(minor string, extra ...string) {
 		})
 	}
 	wg.Wait()
+	c.t.Cleanup(func() {
+		for _, s := range servers {
+			if s != nil {
+				_ = s.Kill() // unless it was stopped
+			}
+		}
+	})
 	if c.t.Failed() {
 		c.t.FailNow()
 	}
-	if bin.Release.Minor().Storage() == versionfile.Etcd2 {
+	return servers
+}
+
+// fill lets etcds of that minor write data, and stops them.
+func (c *etcdCluster) fill(minor string, extra ...string) {
+	c.t.Helper()
+	servers := c.boot(minor, extra...)
+	var err error
+	if servers[0].Release.Minor().Storage() == versionfile.Etcd2 {
 		must(c.t, servers[0].FillV2(c.t.Context(), 50))
-		var err error
 		c.before, err = servers[0].ReadV2(c.t.Context(), pathtest.Hidden...)
-		must(c.t, err)
 	} else {
 		must(c.t, servers[0].FillV3(c.t.Context(), 50))
-		var err error
 		c.before, err = servers[0].ReadV3(c.t.Context())
-		must(c.t, err)
 		c.ids = c.memberIDs(c.members[0])
 	}
+	must(c.t, err)
 	for _, s := range servers {
 		must(c.t, s.Stop())
 	}
@@ -213,7 +227,7 @@ func (c *etcdCluster) serving(m *clusterMember, within time.Duration) *clientv3.
 			return client
 		}
 		select {
-		case <-m.done:
+		case <-m.done: // nil, and so never, if it runs without etcd-migrate
 			c.t.Fatalf("%s has ended", m.name)
 		case <-time.After(50 * time.Millisecond):
 		}
@@ -318,4 +332,103 @@ func TestClusterWithoutPeers(t *testing.T) {
 	if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.Name() == versionfile.Name }) {
 		t.Error("a version.txt has been written")
 	}
+}
+
+// TestClusterRolling upgrades one member after the other while a client writes all the time. No write that was answered may
+// be lost, and each member serves before the next one is touched, as an orchestrator demands.
+func TestClusterRolling(t *testing.T) {
+	c := newCluster(t, 3)
+	servers := c.boot("3.5")
+	c.ids = c.memberIDs(c.members[0])
+	w := c.writeAllTheTime()
+	for i, m := range c.members {
+		must(t, servers[i].Stop())
+		c.start(m, "3.6")
+		c.serving(m, 2*time.Minute)
+		if i == 0 {
+			// A restart before the others have followed: the cluster's version is still 3.5.
+			m.end(syscall.SIGTERM)
+			c.start(m, "3.6")
+			c.serving(m, 2*time.Minute)
+			if backups, err := os.ReadDir(filepath.Join(m.dir, "etcd-migrate", "backups")); err != nil || len(backups) != 1 {
+				t.Errorf("%d backups after a restart, %v", len(backups), err)
+			}
+		}
+		w.more(t, 20)
+	}
+	acknowledged := w.stop()
+	for _, m := range c.members {
+		res, err := c.serving(m, time.Minute).Get(t.Context(), "/written/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+		must(t, err)
+		have := map[string]bool{}
+		for _, kv := range res.Kvs {
+			have[string(kv.Key)] = true
+		}
+		for _, key := range acknowledged {
+			if !have[key] {
+				t.Errorf("%s has lost %s", m.name, key)
+			}
+		}
+	}
+	t.Logf("%d writes were answered, and each of them is on every member", len(acknowledged))
+	var err error
+	c.before, err = pathtest.ReadV3(t.Context(), c.serving(c.members[0], time.Minute))
+	must(t, err)
+	c.arrived("3.6")
+}
+
+// writer writes one key after the other, to whichever member answers.
+type writer struct {
+	cancel func()
+	done   chan struct{}
+	mu     sync.Mutex
+	keys   []string // of the writes that were answered
+}
+
+func (c *etcdCluster) writeAllTheTime() *writer {
+	var endpoints []string
+	for _, m := range c.members {
+		endpoints = append(endpoints, m.client)
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
+	must(c.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &writer{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		defer client.Close()
+		for n := 0; ctx.Err() == nil; n++ {
+			key := fmt.Sprintf("/written/%06d", n)
+			try, cancel := context.WithTimeout(ctx, 2*time.Second)
+			if _, err := client.Put(try, key, key); err == nil {
+				w.mu.Lock()
+				w.keys = append(w.keys, key)
+				w.mu.Unlock()
+			}
+			cancel()
+		}
+	}()
+	c.t.Cleanup(func() { w.stop() })
+	return w
+}
+
+// more waits until so many more writes have been answered.
+func (w *writer) more(t *testing.T, n int) {
+	t.Helper()
+	count := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.keys)
+	}
+	for from, deadline := count(), time.Now().Add(time.Minute); count() < from+n; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the cluster takes no writes any more")
+		}
+	}
+}
+
+func (w *writer) stop() []string {
+	w.cancel()
+	<-w.done
+	return w.keys
 }
