@@ -30,6 +30,9 @@ type journal struct {
 	// Revision is what the v3 store, or without one in use the v2 store's index, was at when the migration began. It never
 	// goes back, and every write raises it.
 	Revision int64 `json:"revision"`
+	// Converted is the raft entry at which a member of several has converted its v2 store, from then on until the others
+	// have, too.
+	Converted uint64 `json:"converted,omitempty"`
 	// Failed says what was found missing or changed after a step. Nothing but a restore goes on from there.
 	Failed string `json:"failed,omitempty"`
 }

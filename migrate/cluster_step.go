@@ -28,6 +28,10 @@ func (m *Migrator) checkCluster() error {
 			"give `etcd-migrate run … -- etcd …` on every member, with the flags of that member's etcd, --listen-peer-urls among them: "+
 				"see docs/ha.md; or make a cluster of one from this member with --force-new-cluster, migrate it and add the others anew")
 	}
+	if converts := slices.ContainsFunc(m.plan.Steps, func(s Step) bool { return s.Kind == StepConvert }); m.st.hasLearner() && (converts || m.plan.Back()) {
+		return refuse(errors.New("the cluster has a learner, which cannot agree with the others on what to convert or to bring back"),
+			"promote it, or remove it with `etcdctl member remove` and add it anew afterwards, with an empty data dir")
+	}
 	peers, err := cluster.New(m.others(), m.Peers)
 	if err != nil {
 		return refuse(err, "the peer certificates in etcd's own flags must be readable")
@@ -64,13 +68,18 @@ func (m *Migrator) ready(ctx context.Context, s Step, etcd *member.Etcd) error {
 	if !m.st.several() {
 		return etcd.Ready(ctx)
 	}
+	return m.watching(ctx, s, etcd, func() error {
+		if s.Kind == StepUpgrade && m.plan.together() {
+			return etcd.Ready(ctx)
+		}
+		return etcd.Joined(ctx)
+	})
+}
+
+// watching does something that depends on the other members, and tells which ones it waits for meanwhile.
+func (m *Migrator) watching(ctx context.Context, s Step, etcd *member.Etcd, do func() error) error {
 	stop := m.watchPeers(ctx, s, etcd)
-	var err error
-	if s.Kind == StepUpgrade && m.plan.together() {
-		err = etcd.Ready(ctx)
-	} else {
-		err = etcd.Joined(ctx)
-	}
+	err := do()
 	if waiting := stop(); err != nil && len(waiting) > 0 {
 		err = fmt.Errorf("waiting for %s: %w", strings.Join(waiting, ", "), err)
 	}
@@ -107,7 +116,7 @@ func (m *Migrator) watchPeers(ctx context.Context, s Step, etcd *member.Etcd) (s
 			}
 			waiting = nil
 			for _, p := range status {
-				if p.Err != nil || p.Server.Minor().Less(s.To.Minor()) && m.plan.together() {
+				if p.Err != nil || p.Server.Minor().Less(s.To.Minor()) && (m.plan.together() || s.Kind == StepConvert) {
 					waiting = append(waiting, p.String())
 				}
 			}
@@ -191,6 +200,9 @@ func hintForCluster(err error) string {
 	var diverged *cluster.DivergedError
 	if errors.As(err, &diverged) {
 		return divergedHint
+	}
+	if errors.Is(err, errMissed) {
+		return missedHint
 	}
 	return ""
 }

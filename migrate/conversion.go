@@ -54,7 +54,10 @@ func (m *Migrator) conversion(data *contents) convert.Params {
 }
 
 // convert writes the records of the v2 store into a new db.
-func (m *Migrator) convert(ctx context.Context) error {
+func (m *Migrator) convert(ctx context.Context, s Step) error {
+	if m.st.several() {
+		return m.convertTogether(ctx, s)
+	}
 	data, err := m.readLog()
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
@@ -150,6 +151,7 @@ type contents struct {
 	pending                int                // V3 writes that have not reached the db
 	granted                map[int64]struct{} // leases that have not, either
 	entries                entryCount
+	until                  uint64 // the last entry that counts for the v2 store, 0 for the last committed one
 }
 
 func readMember(l datadir.Layout) (*contents, error) {
@@ -195,6 +197,9 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 	m.first = m.snapshotVersion
 	m.summary, err = m.log.Each(func(e raftlog.Entry) error {
 		m.entries.add(e)
+		if m.until > 0 && e.Index > m.until {
+			return nil
+		}
 		switch e.Kind {
 		case raftlog.V2:
 			return m.applied(m.tree.ApplyV2(e.V2))
@@ -217,6 +222,9 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 		return err
 	}
 	m.pending += len(m.granted)
+	if members, err := m.tree.Members(); err == nil && len(members) > 1 {
+		m.tree.Forget(member.MarksV2) // what members tell each other is none of the users' keys
+	}
 	return m.log.EachUncommitted(func(e raftlog.Entry) error {
 		m.entries.add(e)
 		return nil

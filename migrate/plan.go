@@ -166,8 +166,15 @@ func (b *planner) walk(st State, target versionfile.Version) error {
 	}
 	for {
 		if b.mustConvert(target) {
-			b.add(StepConvert, versionfile.Version{Release: b.at.Release, Storage: versionfile.Etcd3}, "",
-				fmt.Sprintf("%d keys of the v2 store become keys of the v3 store, TTLs as leases", st.V2.Keys))
+			to, path := versionfile.Version{Release: b.at.Release, Storage: versionfile.Etcd3}, ""
+			if st.several() { // they agree through raft on what to convert
+				bin, ok := b.binary(b.at.Minor(), target)
+				if !ok {
+					return b.missing(b.at.Minor(), target)
+				}
+				to.Release, path = bin.Release, bin.Path
+			}
+			b.add(StepConvert, to, path, fmt.Sprintf("%d keys of the v2 store become keys of the v3 store, TTLs as leases", st.V2.Keys))
 			b.leftovers = true
 		}
 		if b.leftovers && b.at.Storage == versionfile.Etcd3 {

@@ -65,7 +65,7 @@ func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint)
 	case StepRecord:
 		return before, nil
 	case StepConvert:
-		err = m.convert(ctx)
+		err = m.convert(ctx, s)
 	case StepConvertBack, StepDowngrade:
 		err = m.goBack(ctx, s)
 	case StepUpgrade, StepReplay, StepEmptyV2:
@@ -139,8 +139,7 @@ func (m *Migrator) record(s Step) error {
 // etcd is on disk: the next minor then starts from that, and never has to read a log entry or a snapshot of an older one.
 // Without it, data does get stuck at 3.1, 3.2, 3.5, 3.6 and 3.7.
 func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, m.StepTimeout,
-		fmt.Errorf("etcd %s was not done after %s (--step-timeout)", s.To.Release, m.StepTimeout))
+	ctx, cancel := m.stepContext(ctx, s)
 	defer cancel()
 	cfg, err := m.config(s)
 	if err != nil {
@@ -190,6 +189,12 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 	return err
 }
 
+// stepContext ends when the step has taken too long.
+func (m *Migrator) stepContext(ctx context.Context, s Step) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, m.StepTimeout,
+		fmt.Errorf("etcd %s was not done after %s (--step-timeout)", s.To.Release, m.StepTimeout))
+}
+
 // running starts an etcd, does something with it and stops it.
 func running(ctx context.Context, cfg member.Config, do func(*member.Etcd) error) (err error) {
 	etcd, err := member.Start(ctx, cfg)
@@ -218,6 +223,9 @@ func (m *Migrator) emptyV2(ctx context.Context) (func(*member.Etcd) error, error
 		return nil, err
 	}
 	topLevel, auth := data.tree.TopLevel(), data.tree.Auth()
+	if m.st.several() {
+		topLevel = append(topLevel, member.MarksV2)
+	}
 	return func(etcd *member.Etcd) error {
 		if m.V2Leftovers == LeftoversDiscard {
 			if err := etcd.EmptyV2Auth(ctx, auth.Users, auth.Roles); err != nil {

@@ -31,6 +31,9 @@ type Params struct {
 	// refuse a db that is older than the newest raft snapshot.
 	Tree                *keyspace.Tree
 	RaftIndex, RaftTerm uint64
+	// LogEnd is the last entry of the log, if that lies beyond RaftIndex because the tree is that of an earlier entry. The
+	// entries between them must change nothing in the v3 store. 0 means RaftIndex.
+	LogEnd uint64
 	// Now is when keys count as expired, and from when on the leases of the others count.
 	Now time.Time
 	// DB is the path of member/snap/db. What is there is replaced: an etcd 3.x that ran on v2 keys has made one. Of an
@@ -155,9 +158,9 @@ func (c *conversion) openOld() (err error) {
 	if c.oldInfo, err = c.old.Info(); err != nil {
 		return err
 	}
-	if c.oldInfo.ConsistentIndex > c.RaftIndex {
+	if end := max(c.RaftIndex, c.LogEnd); c.oldInfo.ConsistentIndex > end {
 		return fmt.Errorf("the existing db contains raft entry %d, but the raft log ends at %d: the log has lost its end",
-			c.oldInfo.ConsistentIndex, c.RaftIndex)
+			c.oldInfo.ConsistentIndex, end)
 	}
 	return nil
 }

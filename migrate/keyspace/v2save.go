@@ -125,6 +125,13 @@ func (t *Tree) Clear() {
 	users.children = map[string]*treeNode{}
 }
 
+// Forget removes a name of the top level that clients see, with all below it, without counting the index up.
+func (t *Tree) Forget(name string) {
+	if n, parent, last := t.find("/1/" + name); n != nil {
+		t.remove(n, parent, last)
+	}
+}
+
 // RaiseIndex makes the index at least that much.
 func (t *Tree) RaiseIndex(index uint64) { t.index = max(t.index, index) }
 

@@ -1,0 +1,136 @@
+package cluster
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// Board is where the members of a cluster leave marks for each other. Every mark that is set or cleared is an entry of the
+// raft log, so that all members see them in the same order, and find them in their logs afterwards.
+type Board interface {
+	Has(ctx context.Context, mark string) (bool, error)
+	// Set returns when the mark is committed and this member has applied it. A mark that is there already stays.
+	Set(ctx context.Context, mark string) error
+	// Clear does the same. A mark that is not there is no error.
+	Clear(ctx context.Context, mark string) error
+}
+
+// The marks of a decision. Decide is the one whose index in the log counts: it is the point at which all members change
+// their data offline.
+const (
+	MarkDecide = "decide"
+	MarkGo     = "go"
+	markReady  = "ready-" // and a member's ID
+)
+
+// MarkReady is set by a member that has the decision in its log.
+func MarkReady(id string) string { return markReady + id }
+
+const pollMarks = 100 * time.Millisecond
+
+// Decide makes all members agree on one entry of the raft log, and returns when the agreement stands: every member has that
+// entry, and each will find the same one, the last Decide before Go.
+//
+// It is a commit in two phases. The first member in the order of the IDs sets Decide when here says that all members are
+// there, then clears every Ready that is older, waits until each of the others has set its own, and sets Go: nobody leaves
+// before that. A Ready that is left is behind Decide in the log, so whoever has set it has Decide, too. Until Go is set, each
+// of them can be killed and begin again. Go, once set, stands; the first member looks for it before anything else.
+//
+// gone reports whether other members have left already: they can only have done so after Go.
+func Decide(
+	ctx context.Context, b Board, self string, ids []string, here func(context.Context) error, gone func(context.Context) bool,
+) error {
+	ids = slices.Sorted(slices.Values(ids))
+	if self == ids[0] {
+		return lead(ctx, b, ids[1:], here, gone)
+	}
+	return follow(ctx, b, self, gone)
+}
+
+func lead(
+	ctx context.Context, b Board, others []string, here func(context.Context) error, gone func(context.Context) bool,
+) error {
+	decided, err := b.Has(ctx, MarkGo)
+	if err != nil || decided || gone(ctx) {
+		return err
+	}
+	if err := here(ctx); err != nil {
+		return err
+	}
+	if err := b.Clear(ctx, MarkDecide); err != nil {
+		return err
+	}
+	if err := b.Set(ctx, MarkDecide); err != nil {
+		return err
+	}
+	for _, id := range others {
+		if err := b.Clear(ctx, MarkReady(id)); err != nil {
+			return err
+		}
+	}
+	for _, id := range others {
+		if err := until(ctx, func() (bool, error) { return b.Has(ctx, MarkReady(id)) }); err != nil {
+			return err
+		}
+	}
+	return b.Set(ctx, MarkGo)
+}
+
+func follow(ctx context.Context, b Board, self string, gone func(context.Context) bool) error {
+	return until(ctx, func() (bool, error) {
+		if decided, err := b.Has(ctx, MarkGo); err != nil || decided {
+			return decided, err
+		}
+		if gone(ctx) {
+			return true, nil
+		}
+		for _, mark := range []string{MarkDecide, MarkReady(self)} {
+			there, err := b.Has(ctx, mark)
+			if err != nil {
+				return false, err
+			}
+			if mark == MarkDecide && !there || mark != MarkDecide && there {
+				return false, nil
+			}
+		}
+		return false, b.Set(ctx, MarkReady(self))
+	})
+}
+
+// until asks until the answer is yes.
+func until(ctx context.Context, ask func() (bool, error)) error {
+	for {
+		yes, err := ask()
+		if err != nil || yes {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pollMarks):
+		}
+	}
+}
+
+// Away waits until no member that is left to do it has a reason to hold back: every member has set its mark, or done is true.
+func Away(ctx context.Context, b Board, mark func(id string) string, self string, ids []string, done func() (bool, error)) error {
+	if yes, err := done(); err != nil || yes {
+		return err
+	}
+	if err := b.Set(ctx, mark(self)); err != nil {
+		return err
+	}
+	for _, id := range ids {
+		err := until(ctx, func() (bool, error) {
+			if there, err := b.Has(ctx, mark(id)); err != nil || there {
+				return there, err
+			}
+			return done()
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// MarksV2 is the hidden directory of the v2 store in which a V2Board keeps its marks.
+const MarksV2 = "_etcd-migrate"
+
+// V2Board keeps marks as keys of the v2 store, for which etcd 3.4 and 3.5 need Config.V2. A mark's value is the time at
+// which it was set, in RFC 3339.
+type V2Board struct{ Etcd *Etcd }
+
+// Has asks this member, which may be a moment behind the others.
+func (b V2Board) Has(ctx context.Context, mark string) (there bool, err error) {
+	err = b.do(ctx, http.MethodGet, mark, nil, func(a *answer) bool {
+		there = a.status == http.StatusOK
+		return there || a.notFound()
+	})
+	return there, err
+}
+
+// Set keeps a mark that is there as it is.
+func (b V2Board) Set(ctx context.Context, mark string) error {
+	query := url.Values{"value": {time.Now().UTC().Format(time.RFC3339Nano)}, "prevExist": {"false"}}
+	return b.do(ctx, http.MethodPut, mark, query, func(a *answer) bool {
+		return a.status == http.StatusCreated || a.status == http.StatusPreconditionFailed
+	})
+}
+
+// Clear removes a mark.
+func (b V2Board) Clear(ctx context.Context, mark string) error {
+	return b.do(ctx, http.MethodDelete, mark, nil, func(a *answer) bool { return a.status == http.StatusOK || a.notFound() })
+}
+
+func (b V2Board) do(ctx context.Context, method, mark string, query url.Values, fine func(*answer) bool) error {
+	ctx, done := b.Etcd.whileRunning(ctx)
+	defer done()
+	err := insist(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		a, err := b.Etcd.v2(ctx, method, MarksV2+"/"+mark, query)
+		switch {
+		case err != nil:
+			return err
+		case fine(a):
+			return nil
+		case a.status < http.StatusInternalServerError:
+			return finalError{a.err()}
+		}
+		return a.err()
+	})
+	if err != nil {
+		return b.Etcd.explain(ctx, fmt.Sprintf("%s the mark %s", method, mark), err)
+	}
+	return nil
+}
+
+// LeaseBoard keeps marks as leases without keys, which leave no trace in the keys or in their revisions. Etcd 3.0 has no
+// v3 API here.
+type LeaseBoard struct {
+	Etcd *Etcd
+	// ID gives a mark's lease.
+	ID func(mark string) int64
+}
+
+// marksTTL is how long a mark stands, in seconds. An attempt that is given up must not leave them for good.
+const marksTTL = 3600
+
+// Has asks the leader, through this member.
+func (b LeaseBoard) Has(ctx context.Context, mark string) (there bool, err error) {
+	err = b.do(ctx, "ask for the mark "+mark, func(ctx context.Context, c *clientv3.Client) error {
+		res, err := c.TimeToLive(ctx, clientv3.LeaseID(b.ID(mark)))
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			there = false
+			return nil
+		}
+		if err == nil {
+			there = res.TTL > 0
+		}
+		return err
+	})
+	return there, err
+}
+
+// Set grants the mark's lease.
+func (b LeaseBoard) Set(ctx context.Context, mark string) error {
+	return b.do(ctx, "set the mark "+mark, func(ctx context.Context, c *clientv3.Client) error {
+		_, err := etcdserverpb.NewLeaseClient(c.ActiveConnection()).LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{ID: b.ID(mark), TTL: marksTTL})
+		switch {
+		case err == nil, strings.Contains(err.Error(), "lease already exists"):
+			return nil
+		case strings.Contains(err.Error(), "database space exceeded"):
+			return finalError{fmt.Errorf("the NOSPACE alarm is set, and the members cannot agree: %w", err)}
+		}
+		return err
+	})
+}
+
+// Clear revokes it.
+func (b LeaseBoard) Clear(ctx context.Context, mark string) error {
+	return b.do(ctx, "clear the mark "+mark, func(ctx context.Context, c *clientv3.Client) error {
+		_, err := c.Revoke(ctx, clientv3.LeaseID(b.ID(mark)))
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return nil
+		}
+		return err
+	})
+}
+
+func (b LeaseBoard) do(ctx context.Context, what string, try func(context.Context, *clientv3.Client) error) error {
+	ctx, done := b.Etcd.whileRunning(ctx)
+	defer done()
+	c, err := b.Etcd.V3()
+	if err != nil {
+		return err
+	}
+	err = insist(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+		defer cancel()
+		return try(ctx, c)
+	})
+	if err != nil {
+		return b.Etcd.explain(ctx, what, err)
+	}
+	return nil
+}
