@@ -43,12 +43,18 @@ func (m *Migrator) checkAllowed() error {
 // back adds the steps down to the target's minor and store. None of them needs an etcd; where the older etcd is at hand,
 // it is run on what the step has made of the data, before the step counts as done.
 func (b *planner) back(st State, target versionfile.Version) error {
-	if n := st.Log.Unapplied(); n > 0 {
+	n := st.Log.Unapplied()
+	agree := st.several() && !st.left
+	if agree || n > 0 && !st.several() {
 		bin, ok := b.binary(b.at.Minor(), target)
 		if !ok {
 			return b.missing(b.at.Minor(), target)
 		}
-		b.run(StepReplay, bin, fmt.Sprintf("etcd was not stopped cleanly: %d log entries wait to be applied", n))
+		why := fmt.Sprintf("etcd was not stopped cleanly: %d log entries wait to be applied", n)
+		if agree {
+			why = "the members agree on the raft entry from which all of them go back"
+		}
+		b.run(StepReplay, bin, why)
 	}
 	for isBack(b.at, target) {
 		m := b.at.Minor()
@@ -63,7 +69,13 @@ func (b *planner) back(st State, target versionfile.Version) error {
 		if previous == target.Minor() {
 			to = target.Release
 		}
-		if bin, ok := b.binary(previous, target); ok {
+		bin, ok := b.binary(previous, target)
+		switch {
+		case !ok && st.several() && previous == target.Minor():
+			return b.missing(previous, target)
+		case ok && st.several() && previous != target.Minor():
+			to = bin.Release // only the target's etcd runs: it takes all members
+		case ok:
 			to, path = bin.Release, bin.Path
 		}
 		b.add(StepDowngrade, versionfile.Version{Release: to, Storage: b.at.Storage}, path,
@@ -86,7 +98,13 @@ func (m *Migrator) goBack(ctx context.Context, s Step) error {
 		m.report.ConversionBack = &report
 		return err
 	}
-	if _, err := downgrade.Offline(ctx, m.stepDown(data, s)); err != nil {
+	p := m.stepDown(data, s)
+	if m.st.several() {
+		if err := m.leaveAt(data, &p); err != nil {
+			return err
+		}
+	}
+	if _, err := downgrade.Offline(ctx, p); err != nil {
 		return err
 	}
 	if s.Binary == "" {
@@ -104,6 +122,7 @@ func (m *Migrator) conversionBack(data *contents) convert.V2Params {
 func (m *Migrator) stepDown(data *contents, s Step) downgrade.Params {
 	return downgrade.Params{
 		Log: data.log, Summary: data.summary, Tree: data.tree, SnapDir: m.layout.SnapDir(), To: s.To.Minor(), AcceptLoss: m.AcceptLoss,
+		Several: m.st.several(),
 	}
 }
 

@@ -33,6 +33,8 @@ type journal struct {
 	// Converted is the raft entry at which a member of several has converted its v2 store, from then on until the others
 	// have, too.
 	Converted uint64 `json:"converted,omitempty"`
+	// Left is where a member of several leaves its cluster's log in a rollback.
+	Left *leaving `json:"left,omitempty"`
 	// Failed says what was found missing or changed after a step. Nothing but a restore goes on from there.
 	Failed string `json:"failed,omitempty"`
 }
@@ -56,6 +58,9 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	m.foreign = readJournal(m.layout) != nil
 	began, dir := m.now(), m.layout.BackupsDir(m.BackupDir)
 	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent(), Revision: m.revision()}
+	if old := readJournal(m.layout); old != nil && m.st.several() {
+		j.Converted, j.Left = old.Converted, old.Left // what the members have agreed on stands
+	}
 	if old, err := openJournal(m.layout); err == nil && old != nil && old.Backup == "" {
 		// Killed while the backup was made, or right after it: then it is whole, and only the journal does not have it.
 		b, found, err := m.layout.UnchangedSince(dir)

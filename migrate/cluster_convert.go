@@ -84,6 +84,9 @@ func (m *Migrator) convertTogether(ctx context.Context, s Step) error {
 		}
 	}
 	return m.withPeers(ctx, s, func(ctx context.Context, etcd *member.Etcd) error {
+		if err := etcd.Joined(ctx); err != nil {
+			return err
+		}
 		board := member.V2Board{Etcd: etcd}
 		return cluster.Away(ctx, board, func(id string) string { return "converted-" + id }, m.st.Member.ID, m.memberIDs(), func() (bool, error) {
 			// The marks go when the v2 store is emptied, for which all members must have converted.
@@ -96,10 +99,12 @@ func (m *Migrator) convertTogether(ctx context.Context, s Step) error {
 // decideConversion lets the members agree, if they have not yet.
 func (m *Migrator) decideConversion(ctx context.Context, s Step) (decision, error) {
 	d, err := m.decisionInV2()
-	if err == nil && !d.stands {
+	if stale := d.writes > 0; err == nil && (!d.stands || stale) {
 		err = m.withPeers(ctx, s, func(ctx context.Context, etcd *member.Etcd) error {
-			return cluster.Decide(ctx, member.V2Board{Etcd: etcd}, m.st.Member.ID, m.memberIDs(), m.allAt(s),
-				func(context.Context) bool { return false })
+			if err := etcd.Joined(ctx); err != nil {
+				return err
+			}
+			return cluster.Decide(ctx, member.V2Board{Etcd: etcd}, m.st.Member.ID, m.memberIDs(), stale, m.allAt(s))
 		})
 		if err == nil {
 			d, err = m.decisionInV2()
@@ -111,8 +116,7 @@ func (m *Migrator) decideConversion(ctx context.Context, s Step) (decision, erro
 	case !d.stands:
 		return d, errMissed
 	case d.writes > 0:
-		return d, fmt.Errorf("the v2 store has been written to (%d times) since the members agreed on what to convert: an etcd has run on it "+
-			"since an earlier attempt; delete /%s with the v2 API and begin again", d.writes, member.MarksV2)
+		return d, fmt.Errorf("the v2 store has been written to %d times since the members agreed on what to convert: an etcd has run on it", d.writes)
 	}
 	return d, nil
 }
@@ -124,15 +128,10 @@ func (m *Migrator) withPeers(ctx context.Context, s Step, do func(context.Contex
 		return err
 	}
 	cfg.SnapshotCount = noSnapshots
-	cfg.V2 = s.Kind == StepConvert
+	cfg.V2 = s.Kind == StepConvert && !v2Until.Less(s.To.Minor())
 	m.log = nil // what etcd makes of it has to be read anew
 	return running(ctx, cfg, func(etcd *member.Etcd) error {
-		return m.watching(ctx, s, etcd, func() error {
-			if err := etcd.Joined(ctx); err != nil {
-				return err
-			}
-			return do(ctx, etcd)
-		})
+		return m.watching(ctx, s, etcd, func() error { return do(ctx, etcd) })
 	})
 }
 

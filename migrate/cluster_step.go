@@ -32,6 +32,11 @@ func (m *Migrator) checkCluster() error {
 		return refuse(errors.New("the cluster has a learner, which cannot agree with the others on what to convert or to bring back"),
 			"promote it, or remove it with `etcdctl member remove` and add it anew afterwards, with an empty data dir")
 	}
+	if slices.ContainsFunc(m.plan.Steps, func(s Step) bool { return s.Kind == StepConvertBack }) {
+		return refuse(errors.New("the members of a cluster of several cannot go back to etcd2 together"),
+			"make a cluster of one from one member: start its etcd with --force-new-cluster and stop it, roll that data dir back with "+
+				"`etcd-migrate rollback`, start the older etcd on it, and add the other members anew with empty data dirs: see docs/ha.md")
+	}
 	peers, err := cluster.New(m.others(), m.Peers)
 	if err != nil {
 		return refuse(err, "the peer certificates in etcd's own flags must be readable")
@@ -116,7 +121,8 @@ func (m *Migrator) watchPeers(ctx context.Context, s Step, etcd *member.Etcd) (s
 			}
 			waiting = nil
 			for _, p := range status {
-				if p.Err != nil || p.Server.Minor().Less(s.To.Minor()) && (m.plan.together() || s.Kind == StepConvert) {
+				older := p.Server.Minor().Less(s.To.Minor()) && (m.plan.together() || s.Kind != StepUpgrade)
+				if p.Err != nil || older || s.Kind == StepDowngrade && p.Server.Minor() != s.To.Minor() {
 					waiting = append(waiting, p.String())
 				}
 			}
@@ -201,7 +207,7 @@ func hintForCluster(err error) string {
 	if errors.As(err, &diverged) {
 		return divergedHint
 	}
-	if errors.Is(err, errMissed) {
+	if errors.Is(err, errMissed) || errors.Is(err, errBeyond) {
 		return missedHint
 	}
 	return ""

@@ -75,6 +75,7 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
 	}
 	if j := readJournal(l); j != nil {
+		st.left = j.Left != nil
 		st.convertedBack = j.From.Storage == versionfile.Etcd3 && j.Target.Storage == versionfile.Etcd2
 	}
 	st.determineVersion(data.readings(), fromFile, fileErr)
@@ -274,3 +275,5 @@ func (m *contents) close() {
 
 // id writes a member or cluster ID as etcd does.
 func id(n uint64) string { return strconv.FormatUint(n, 16) }
+
+func parseID(s string) (uint64, error) { return strconv.ParseUint(s, 16, 64) }

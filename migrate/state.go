@@ -40,6 +40,8 @@ type State struct {
 	firstStart bool
 	// checkpoints are what etcd has noted in the log to be left of leases, in seconds by lease ID.
 	checkpoints map[int64]int64
+	// left says that the members have agreed from where to go back, and that this one has noted it down.
+	left bool
 	// convertedBack says that a rollback to the v2 store is under way.
 	convertedBack bool
 }

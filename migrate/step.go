@@ -68,7 +68,13 @@ func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint)
 		err = m.convert(ctx, s)
 	case StepConvertBack, StepDowngrade:
 		err = m.goBack(ctx, s)
-	case StepUpgrade, StepReplay, StepEmptyV2:
+	case StepReplay:
+		if m.st.several() && m.plan.Back() {
+			err = m.agreeToLeave(ctx, s)
+			break
+		}
+		err = m.runEtcd(ctx, s)
+	case StepUpgrade, StepEmptyV2:
 		err = m.runEtcd(ctx, s)
 	}
 	if err != nil {

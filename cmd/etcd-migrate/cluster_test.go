@@ -66,7 +66,7 @@ func newCluster(t *testing.T, n int) *etcdCluster {
 			if t.Failed() {
 				log, _ := os.ReadFile(m.log)
 				lines := slices.DeleteFunc(strings.Split(string(log), "\n"), func(l string) bool {
-					return strings.HasPrefix(l, "{") && !strings.Contains(l, "panic") && !strings.Contains(l, "fatal")
+					return strings.HasPrefix(l, "{") && !strings.Contains(l, "panic") && !strings.Contains(l, "fatal") || strings.Contains(l, "| rafthttp")
 				})
 				t.Logf("%s:\n%s", m.name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
 			}
@@ -320,6 +320,30 @@ func TestClusterUpgrade(t *testing.T) {
 			c.arrived(p[1])
 			t.Logf("%s to %s took %s", p[0], p[1], time.Since(began).Round(time.Millisecond))
 		})
+	}
+}
+
+// TestClusterRollback brings a cluster back over several minors, with one member killed and started again, and up again.
+func TestClusterRollback(t *testing.T) {
+	c := newCluster(t, 3)
+	c.fill("3.7")
+	began := time.Now()
+	for i, m := range c.members {
+		time.Sleep(time.Duration(i) * time.Second)
+		c.start(m, "3.4", "--allow-rollback")
+	}
+	c.killRandomly("3.4", 1, "--allow-rollback")
+	c.arrived("3.4")
+	t.Logf("3.7 to 3.4 took %s", time.Since(began).Round(time.Millisecond))
+	client := c.serving(c.members[0], time.Minute)
+	_, err := client.Put(t.Context(), "/after", "1")
+	must(t, err)
+	leases, err := client.Leases(t.Context())
+	must(t, err)
+	for _, l := range leases.Leases {
+		if l.ID>>32 == 0x4554434d {
+			t.Errorf("lease %x is a mark that has been left behind", l.ID)
+		}
 	}
 }
 

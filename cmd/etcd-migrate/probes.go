@@ -126,7 +126,7 @@ func (p *probes) handler() http.Handler {
 	answer := func(w http.ResponseWriter, _ *http.Request) {
 		ok, text := p.alive()
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.WriteHeader(status(ok))
+		w.WriteHeader(statusOf(ok))
 		fmt.Fprintln(w, text)
 	}
 	mux.HandleFunc("GET /livez", answer)
@@ -134,14 +134,14 @@ func (p *probes) handler() http.Handler {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
 		ok, text := p.alive()
 		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status(ok))
+		w.WriteHeader(statusOf(ok))
 		_ = json.NewEncoder(w).Encode(map[string]string{"health": fmt.Sprint(ok), "reason": text}) // who asked is gone
 	})
 	mux.Handle("GET /metrics", p.metrics())
 	return mux
 }
 
-func status(ok bool) int {
+func statusOf(ok bool) int {
 	if ok {
 		return http.StatusOK
 	}

@@ -103,6 +103,32 @@ func (p *Peers) ask(ctx context.Context, m Member) Status {
 	return s
 }
 
+// ClusterID asks a member which cluster it belongs to, in hexadecimal.
+func (p *Peers) ClusterID(ctx context.Context, m Member) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	err := errors.New("it has no peer URL")
+	for _, u := range m.PeerURLs {
+		var req *http.Request
+		if req, err = http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(u, "/")+"/members", nil); err != nil {
+			continue
+		}
+		var res *http.Response
+		if res, err = p.client.Do(req); err != nil {
+			continue
+		}
+		_ = res.Body.Close()
+		if id := res.Header.Get("X-Etcd-Cluster-ID"); id != "" {
+			return id, nil
+		}
+		err = fmt.Errorf("GET %s: no cluster ID in the answer", req.URL)
+	}
+	return "", err
+}
+
+// Members are those that New was given.
+func (p *Peers) Members() []Member { return p.members }
+
 // Hash is the digest of a member's v3 store at a revision.
 type Hash struct {
 	Hash    uint32

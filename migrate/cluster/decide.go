@@ -37,29 +37,27 @@ const pollMarks = 100 * time.Millisecond
 // before that. A Ready that is left is behind Decide in the log, so whoever has set it has Decide, too. Until Go is set, each
 // of them can be killed and begin again. Go, once set, stands; the first member looks for it before anything else.
 //
-// gone reports whether other members have left already: they can only have done so after Go.
-func Decide(
-	ctx context.Context, b Board, self string, ids []string, here func(context.Context) error, gone func(context.Context) bool,
-) error {
+// stale says that Go, if it is there, is of an earlier attempt that cannot be gone on with. Then it is cleared first.
+func Decide(ctx context.Context, b Board, self string, ids []string, stale bool, here func(context.Context) error) error {
 	ids = slices.Sorted(slices.Values(ids))
 	if self == ids[0] {
-		return lead(ctx, b, ids[1:], here, gone)
+		return lead(ctx, b, ids[1:], stale, here)
 	}
-	return follow(ctx, b, self, gone)
+	return follow(ctx, b, self, stale)
 }
 
-func lead(
-	ctx context.Context, b Board, others []string, here func(context.Context) error, gone func(context.Context) bool,
-) error {
+func lead(ctx context.Context, b Board, others []string, stale bool, here func(context.Context) error) error {
 	decided, err := b.Has(ctx, MarkGo)
-	if err != nil || decided || gone(ctx) {
+	if err != nil || decided && !stale {
 		return err
 	}
 	if err := here(ctx); err != nil {
 		return err
 	}
-	if err := b.Clear(ctx, MarkDecide); err != nil {
-		return err
+	for _, mark := range []string{MarkGo, MarkDecide} {
+		if err := b.Clear(ctx, mark); err != nil {
+			return err
+		}
 	}
 	if err := b.Set(ctx, MarkDecide); err != nil {
 		return err
@@ -77,14 +75,16 @@ func lead(
 	return b.Set(ctx, MarkGo)
 }
 
-func follow(ctx context.Context, b Board, self string, gone func(context.Context) bool) error {
+func follow(ctx context.Context, b Board, self string, stale bool) error {
 	return until(ctx, func() (bool, error) {
-		if decided, err := b.Has(ctx, MarkGo); err != nil || decided {
-			return decided, err
+		decided, err := b.Has(ctx, MarkGo)
+		switch {
+		case err != nil:
+			return false, err
+		case decided:
+			return !stale, nil
 		}
-		if gone(ctx) {
-			return true, nil
-		}
+		stale = false // a new one cannot come unseen, because it waits for our Ready
 		for _, mark := range []string{MarkDecide, MarkReady(self)} {
 			there, err := b.Has(ctx, mark)
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -12,13 +13,15 @@ import (
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 // data is a stopped member's data as it is before a downgrade.
 type data struct {
 	Params
-	member keyspace.V2Member
+	members []keyspace.V2Member
+	at      raftlog.Point // where the new log begins
 
 	db     bool // there is one
 	info   keyspace.V3Info
@@ -88,17 +91,30 @@ func (d *data) checkVersion() error {
 	return d.withDB(func(db *keyspace.DB) error { return convert.Unapplied(d.Log, db) })
 }
 
-// checkMember refuses the data of several members: what is left behind would not be a cluster, and what an older etcd
-// takes for a voter may be a learner.
+// checkMember refuses the data of several members, unless Several allows it: what is left behind would not be a cluster,
+// and what an older etcd takes for a voter may be a learner.
 func (d *data) checkMember() error {
 	members, err := d.Tree.Members()
 	if err != nil {
 		return err
 	}
+	d.members = members
+	d.at = raftlog.Point{Index: d.Summary.HardState.Commit, Term: d.Summary.LastTerm}
+	if d.At != nil {
+		d.at = *d.At
+	}
+	for _, m := range members {
+		d.at.ConfState.Voters = append(d.at.ConfState.Voters, m.ID)
+		if d.Several && m.IsLearner {
+			return fmt.Errorf("member %x is a learner, which cannot be brought down", m.ID)
+		}
+	}
+	if d.Several && slices.ContainsFunc(members, func(m keyspace.V2Member) bool { return m.ID == d.Log.NodeID() }) {
+		return nil
+	}
 	if len(members) != 1 || members[0].ID != d.Log.NodeID() || members[0].IsLearner {
 		return fmt.Errorf("the data is of a cluster of %d members, and only a sole member can be brought down", len(members))
 	}
-	d.member = members[0]
 	if v, _ := versionfile.ParseRelease(d.clusterVersion()); !v.Minor().AtLeast(3, 6) {
 		return nil // the db's members do not count
 	}

@@ -1,10 +1,12 @@
 package downgrade
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 
 	bolt "go.etcd.io/bbolt"
@@ -26,7 +28,7 @@ const (
 // were, or all as they should be. No key is touched.
 func (d *data) lowerDB(report *Report) error {
 	return convert.UpdateDB(d.dbPath(), func(tx convert.Tx) error {
-		for _, lower := range []func(convert.Tx, *Report) error{d.lowerVersion, d.lowerMembers, d.lowerLeases} {
+		for _, lower := range []func(convert.Tx, *Report) error{d.lowerVersion, d.lowerMembers, d.lowerLeases, d.dropLeases} {
 			if err := lower(tx, report); err != nil {
 				return err
 			}
@@ -50,7 +52,7 @@ func (d *data) lowerVersion(tx convert.Tx, _ *Report) error {
 		cluster.Put([]byte(keyspace.ClusterVersionKey), version),
 		cluster.Delete([]byte(clusterDowngrade)),
 		// Not below the new raft snapshot's, or 3.1 and newer look for another db.
-		meta.Put([]byte(keyspace.MetaConsistentIndex), uint64Bytes(d.Summary.HardState.Commit)),
+		meta.Put([]byte(keyspace.MetaConsistentIndex), uint64Bytes(d.at.Index)),
 	}
 	if d.To.AtLeast(3, 6) {
 		errs = append(errs, meta.Put([]byte(metaStorageVersion), version))
@@ -58,7 +60,7 @@ func (d *data) lowerVersion(tx convert.Tx, _ *Report) error {
 		errs = append(errs, meta.Delete([]byte(metaStorageVersion)))
 	}
 	if d.To.AtLeast(3, 5) {
-		errs = append(errs, meta.Put([]byte(keyspace.MetaTerm), uint64Bytes(d.Summary.LastTerm)))
+		errs = append(errs, meta.Put([]byte(keyspace.MetaTerm), uint64Bytes(d.at.Term)))
 	} else {
 		errs = append(errs, meta.Delete([]byte(keyspace.MetaTerm)), meta.Delete([]byte(metaConfState)))
 	}
@@ -69,7 +71,7 @@ func (d *data) lowerVersion(tx convert.Tx, _ *Report) error {
 // snapshot, or an old etcd was killed at the wrong moment.
 func (d *data) lowerMembers(tx convert.Tx, report *Report) error {
 	for _, m := range d.info.Members {
-		if m.ID != d.member.ID {
+		if !slices.ContainsFunc(d.members, func(v keyspace.V2Member) bool { return v.ID == m.ID }) {
 			report.Zombies++
 		}
 	}
@@ -77,16 +79,18 @@ func (d *data) lowerMembers(tx convert.Tx, report *Report) error {
 	if err != nil {
 		return err
 	}
-	self, err := json.Marshal(keyspace.V3Member(d.member))
-	if err != nil {
-		return err
-	}
 	members, err := emptyBucket(tx, keyspace.BucketMembers)
-	if err == nil {
-		err = members.Put(memberKey(d.member.ID), self)
-	}
 	if err != nil {
 		return err
+	}
+	for _, m := range d.members {
+		raw, err := json.Marshal(keyspace.V3Member(m))
+		if err == nil {
+			err = members.Put(memberKey(m.ID), raw)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	gone, err := emptyBucket(tx, keyspace.BucketMembersRemoved)
 	if err != nil {
@@ -123,6 +127,25 @@ func (d *data) lowerLeases(tx convert.Tx, report *Report) error {
 		err = errors.Join(err, leases.Put([]byte(k), v))
 	}
 	report.Checkpoints = len(rewrite)
+	return err
+}
+
+// dropLeases removes the leases that are to go.
+func (d *data) dropLeases(tx convert.Tx, _ *Report) error {
+	leases := tx.Bucket([]byte(keyspace.BucketLease))
+	if d.DropLeases == nil || leases == nil {
+		return nil
+	}
+	var drop [][]byte
+	err := leases.ForEach(func(k, _ []byte) error {
+		if len(k) == 8 && d.DropLeases(int64(binary.BigEndian.Uint64(k))) {
+			drop = append(drop, bytes.Clone(k))
+		}
+		return nil
+	})
+	for _, k := range drop {
+		err = errors.Join(err, leases.Delete(k))
+	}
 	return err
 }
 

@@ -58,6 +58,12 @@ type Params struct {
 	To versionfile.Minor
 	// AcceptLoss names what may be lost.
 	AcceptLoss []convert.Loss
+	// Several allows the data of one of several members, which must all be brought down from the same raft entry: At, from
+	// behind which nothing is kept. Without At it is the last committed one. The ConfState in it is made from the Tree.
+	Several bool
+	At      *raftlog.Point
+	// DropLeases says which leases go, nil for none.
+	DropLeases func(id int64) bool
 }
 
 // Report is what a downgrade did.
@@ -109,7 +115,7 @@ func offline(ctx context.Context, p Params) (Report, error) {
 	if err := context.Cause(ctx); err != nil {
 		return Report{}, err
 	}
-	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.Summary.HardState.Commit, Lost: problems}
+	report := Report{ClusterVersion: d.clusterVersion(), RaftIndex: d.at.Index, Lost: problems}
 	// The log is prepared first because that can fail, and replaced last.
 	before := fingerprint(d.Tree)
 	d.Tree.SetClusterVersion(p.To)
@@ -117,7 +123,7 @@ func offline(ctx context.Context, p Params) (Report, error) {
 	if p.To.Major == 2 {
 		framing = raftlog.Unpadded
 	}
-	fresh, err := raftlog.PrepareReplacement(d.Log, d.Summary, p.SnapDir, framing, d.Tree.Save)
+	fresh, err := d.prepareLog(framing)
 	if err != nil {
 		return Report{}, err
 	}
@@ -164,12 +170,22 @@ func (d *data) proveStore(store []byte, before keyspace.Fingerprint) error {
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
-	if len(members) != 1 || members[0].ID != d.Log.NodeID() || tree.Index() != d.Tree.Index() ||
+	if !slices.EqualFunc(members, d.members, sameMember) || tree.Index() != d.Tree.Index() ||
 		tree.ClusterVersion() != d.Tree.ClusterVersion() {
 		return errors.New("read back: the new raft snapshot is not as it was written")
 	}
 	return nil
 }
+
+// prepareLog writes the new end of the log.
+func (d *data) prepareLog(framing raftlog.Framing) (*raftlog.Replacement, error) {
+	if !d.Several {
+		return raftlog.PrepareReplacement(d.Log, d.Summary, d.SnapDir, framing, d.Tree.Save)
+	}
+	return raftlog.PrepareReplacementAt(d.Log, d.Summary, d.SnapDir, framing, d.at, d.Tree.Save)
+}
+
+func sameMember(a, b keyspace.V2Member) bool { return a.ID == b.ID && a.IsLearner == b.IsLearner }
 
 func removeDB(path string) error {
 	if err := os.Remove(path); err != nil {

@@ -135,3 +135,19 @@ func (b LeaseBoard) do(ctx context.Context, what string, try func(context.Contex
 	}
 	return nil
 }
+
+// KeepAlive renews leases, which is no write. Those that are not there any more are no error.
+func (e *Etcd) KeepAlive(ctx context.Context, ids []int64) error {
+	ctx, done := e.whileRunning(ctx)
+	defer done()
+	c, err := e.V3()
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, err := c.KeepAliveOnce(ctx, clientv3.LeaseID(id)); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return e.explain(ctx, "renew a lease", err)
+		}
+	}
+	return nil
+}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"go.etcd.io/raft/v3/raftpb"
 
@@ -29,10 +30,21 @@ type Replacement struct {
 	voidWAL   []string // oldest first
 	voidSnaps []string
 	store     []byte
+	snapFirst bool
 }
 
 // placement is a finished file that waits to be renamed.
 type placement struct{ temp, path string }
+
+// Point is where the log of one of several members is cut off: an entry that is committed, and that all members cut theirs
+// off at. What lies beyond it is dropped.
+type Point struct {
+	Index, Term uint64
+	ConfState   raftpb.ConfState
+	// ClusterID is the cluster that the member belongs to from then on, 0 for the one that it is in. Members of different
+	// clusters do not talk to each other, so what lies beyond the entry cannot come back from a member that still has it.
+	ClusterID uint64
+}
 
 // PrepareReplacement writes and checks the files of a Replacement, under names that no etcd looks at. The summary is that
 // of the log, read to its end with Each; store writes the v2 store's new JSON, the same at each of several calls. The
@@ -41,32 +53,47 @@ type placement struct{ temp, path string }
 // What an earlier call has left that was killed, in whatever state, is taken over or replaced.
 func PrepareReplacement(
 	l *Log, sum Summary, snapDir string, f Framing, store func(io.Writer) error,
+) (*Replacement, error) {
+	if sum.Uncommitted > 0 && sum.Torn == "" {
+		return nil, fmt.Errorf("replace the log: %w: %d entries lie beyond the commit", ErrUnsettled, sum.Uncommitted)
+	}
+	return PrepareReplacementAt(l, sum, snapDir, f, Point{
+		Index: sum.HardState.Commit, Term: sum.LastTerm, ConfState: raftpb.ConfState{Voters: []uint64{l.NodeID()}},
+	}, store)
+}
+
+// PrepareReplacementAt is PrepareReplacement for one of several members, whose log may go on behind the point.
+func PrepareReplacementAt(
+	l *Log, sum Summary, snapDir string, f Framing, at Point, store func(io.Writer) error,
 ) (r *Replacement, err error) {
-	commit := sum.HardState.Commit
 	switch {
 	case sum.Torn != "":
 		return nil, fmt.Errorf("replace the log: %w: %s", ErrUnsettled, sum.Torn)
-	case sum.Uncommitted > 0:
-		return nil, fmt.Errorf("replace the log: %w: %d entries lie beyond the commit", ErrUnsettled, sum.Uncommitted)
-	case commit == 0:
+	case at.Index == 0:
 		return nil, errors.New("replace the log: nothing was ever committed")
+	case at.Index > sum.HardState.Commit || at.Index < l.snapshot.Index:
+		return nil, fmt.Errorf("replace the log: entry %d is not among the committed ones, %d to %d", at.Index, l.snapshot.Index, sum.HardState.Commit)
 	}
 	last := l.survey.segs[len(l.survey.segs)-1]
-	r = &Replacement{}
+	r = &Replacement{snapFirst: at.ClusterID != 0}
 	walDir := filepath.Dir(last.path)
 	if err := errors.Join(removeTemps(walDir), removeTemps(snapDir), r.listVoid(snapDir, walDir)); err != nil {
 		return nil, fmt.Errorf("replace the log: %w", err)
 	}
-	meta := raftpb.SnapshotMetadata{
-		ConfState: raftpb.ConfState{Voters: []uint64{l.NodeID()}}, Index: commit, Term: sum.LastTerm,
-	}
+	meta := raftpb.SnapshotMetadata{ConfState: at.ConfState, Index: at.Index, Term: at.Term}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("replace the log: %w", err), r.Discard())
 			r = nil
 		}
 	}()
-	if err := r.prepareWAL(l, last, sum.HardState, meta, f); err != nil {
+	state := sum.HardState
+	state.Commit = at.Index
+	owner := l.survey.member
+	if at.ClusterID != 0 {
+		owner.ClusterID = at.ClusterID
+	}
+	if err := r.prepareWAL(owner, last, state, meta, f); err != nil {
 		return r, err
 	}
 	r.snap.path = filepath.Join(snapDir, fmt.Sprintf("%016x-%016x%s", meta.Term, meta.Index, snapSuffix))
@@ -97,7 +124,7 @@ func (r *Replacement) listVoid(snapDir, walDir string) error {
 // prepareWAL writes the file that follows last. Its name says that it begins at the snapshot's own index, not at the next
 // one as etcd would: so every etcd that starts from the snapshot begins to read with this file and no earlier one.
 func (r *Replacement) prepareWAL(
-	l *Log, last segment, state raftpb.HardState, meta raftpb.SnapshotMetadata, f Framing,
+	owner etcdserverpb.Metadata, last segment, state raftpb.HardState, meta raftpb.SnapshotMetadata, f Framing,
 ) error {
 	crc, end, err := readSegment(last, 0, func(*walpb.Record) error { return nil })
 	if err == nil {
@@ -106,7 +133,7 @@ func (r *Replacement) prepareWAL(
 	if err != nil {
 		return fmt.Errorf("read wal file %s at offset %d: %w", end.path, end.offset, err)
 	}
-	content, err := encodeSegment(f, crc, &l.survey.member, state, meta)
+	content, err := encodeSegment(f, crc, &owner, state, meta)
 	if err != nil {
 		return err
 	}
@@ -122,7 +149,7 @@ func (r *Replacement) prepareWAL(
 	switch {
 	case err != nil:
 		return fmt.Errorf("read back: %w", err)
-	case back.member.NodeID != l.NodeID() || back.member.ClusterID != l.ClusterID(), back.state != state, back.torn != "":
+	case back.member.NodeID != owner.NodeID || back.member.ClusterID != owner.ClusterID, back.state != state, back.torn != "":
 		return fmt.Errorf("read back %s: it is not as it was written", r.wal.temp)
 	}
 	return nil
@@ -139,9 +166,15 @@ func (r *Replacement) Store() []byte { return r.store }
 //  3. the new log, with files before it that no etcd looks at that starts from the new snapshot
 //  4. the new log
 //
-// The snapshot is what counts: with its rename the log is the new one.
+// The snapshot is what counts: with its rename the log is the new one. If the cluster ID changes, it comes first: no etcd
+// looks at a snapshot that the log does not name, but two files of different clusters in one log are an error to all. Then
+// the rename of the file is what counts.
 func (r *Replacement) Install() error {
-	for _, p := range []placement{r.wal, r.snap} {
+	files := []placement{r.wal, r.snap}
+	if r.snapFirst {
+		files = []placement{r.snap, r.wal}
+	}
+	for _, p := range files {
 		if err := datadir.Rename(p.temp, p.path); err != nil {
 			return fmt.Errorf("install the new log: %w", err)
 		}

@@ -1,0 +1,274 @@
+package migrate
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/cluster"
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/downgrade"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
+	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
+)
+
+// leaving is where all members of a cluster leave its log in a rollback, and the cluster that they are from there on. With
+// another ID, members that have left and members that have not cannot talk to each other: no write can be committed with the
+// help of a member that later drops it.
+type leaving struct {
+	Index     uint64 `json:"index"`
+	Term      uint64 `json:"term"`
+	From      string `json:"from"`      // ID of the cluster
+	ClusterID string `json:"clusterID"` // of the new one
+}
+
+// markLeases begins the IDs of the leases that are marks: "ETCM".
+const markLeases = 0x4554434d << 32
+
+func isMarkLease(id int64) bool { return id&^0xffffffff == markLeases }
+
+// markLease gives the lease of a mark: 1 and 2 for those of the decision, else from the member's ID.
+func markLease(mark string) int64 {
+	switch mark {
+	case cluster.MarkDecide:
+		return markLeases | 1
+	case cluster.MarkGo:
+		return markLeases | 2
+	}
+	sum := sha256.Sum256([]byte(mark))
+	return markLeases | 0x80000000 | int64(binary.BigEndian.Uint32(sum[:])>>1)
+}
+
+// errOthersLeft ends the wait of a member that sees others run an older etcd.
+var errOthersLeft = errors.New("other members have gone back already")
+
+// agreeToLeave lets the members agree on the raft entry from which all of them go back, with the etcd that they have, and
+// notes it down. A member that was killed after that and comes back when the others have left needs no quorum: it has the
+// entry in its log, and the others' new cluster is proof that it counts.
+func (m *Migrator) agreeToLeave(ctx context.Context, s Step) error {
+	ctx, cancel := m.stepContext(ctx, s)
+	defer cancel()
+	short, err := m.shortLeases()
+	if err != nil {
+		return err
+	}
+	before, err := m.decisionInLeases()
+	if err != nil {
+		return err
+	}
+	decided := false
+	err = m.withPeers(ctx, s, func(whole context.Context, etcd *member.Etcd) error {
+		ctx, stop := m.untilOthersLeft(whole, s)
+		defer stop()
+		err := etcd.Joined(ctx)
+		if err == nil {
+			err = cluster.Decide(ctx, member.LeaseBoard{Etcd: etcd, ID: markLease}, m.st.Member.ID, m.memberIDs(), before.writes > 0, func(ctx context.Context) error {
+				if err := m.allAt(s)(ctx); err != nil {
+					return err
+				}
+				return etcd.KeepAlive(ctx, short)
+			})
+		}
+		decided = err == nil
+		if errors.Is(context.Cause(ctx), errOthersLeft) {
+			return nil // which needs no quorum
+		}
+		return err
+	})
+	if err == nil && !decided {
+		err = m.applyAlone(ctx, s)
+	}
+	if err != nil {
+		return err
+	}
+	return m.noteLeaving(ctx, s, decided)
+}
+
+// applyAlone sees that the db holds all that the log knows to be committed. Without a quorum an etcd does apply that when it
+// starts, but answers no question about it.
+func (m *Migrator) applyAlone(ctx context.Context, s Step) error {
+	for wait := time.Second; ; wait *= 2 {
+		err := m.unapplied()
+		if !errors.Is(err, convert.ErrUnsettled) {
+			return err
+		}
+		err = m.withPeers(ctx, s, func(ctx context.Context, etcd *member.Etcd) error {
+			select {
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			case <-etcd.Exited():
+			case <-time.After(wait):
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (m *Migrator) unapplied() error {
+	log, err := raftlog.Open(m.layout.SnapDir(), m.layout.WALDir)
+	if err != nil {
+		return err
+	}
+	db, err := keyspace.OpenDB(m.layout.DB())
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	return convert.Unapplied(log, db)
+}
+
+// shortLeases are those that could end while the members agree. They are renewed right before.
+func (m *Migrator) shortLeases() (ids []int64, err error) {
+	const short = 60 // seconds
+	side, err := m.sideData()
+	if err != nil || side == nil {
+		return nil, err
+	}
+	for id, ttl := range side.leases {
+		if ttl <= short && !isMarkLease(id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// untilOthersLeft gives a context that ends with errOthersLeft when another member runs an older etcd.
+func (m *Migrator) untilOthersLeft(ctx context.Context, s Step) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(watchPeers):
+			}
+			for _, p := range m.peers.Status(ctx) {
+				if p.Err == nil && p.Server.Minor().Less(s.To.Minor()) {
+					cancel(errOthersLeft)
+				}
+			}
+		}
+	}()
+	return ctx, func() { cancel(context.Canceled) }
+}
+
+// noteLeaving finds the decision in the member's log and writes it to the journal. It counts if it stands, or if another
+// member is in the cluster that follows from it.
+func (m *Migrator) noteLeaving(ctx context.Context, s Step, decided bool) error {
+	j := readJournal(m.layout)
+	if j == nil {
+		return errors.New("the journal is gone")
+	}
+	d, err := m.decisionInLeases()
+	switch {
+	case err != nil:
+		return err
+	case d.index == 0:
+		return errMissed
+	case d.writes > 0:
+		return fmt.Errorf("entries of the raft log after the one that the members have agreed on (%d) change the data: %w", d.index, errBeyond)
+	}
+	left := &leaving{Index: d.index, Term: d.term, From: m.st.Log.ClusterID, ClusterID: newClusterID(m.st.Log.ClusterID, d, m.plan.Target.Minor())}
+	if !decided && !d.stands && !m.othersAre(ctx, left.ClusterID) {
+		return fmt.Errorf("other members run an etcd before %s, and not because they have gone back together with this one", s.To.Minor())
+	}
+	j.Left = left
+	return datadir.WriteJSON(journalPath(m.layout), j)
+}
+
+// errBeyond says that a member cannot go back with the others because it would lose something.
+var errBeyond = errors.New("going back there would lose writes")
+
+// othersAre reports whether one of the other members is in that cluster.
+func (m *Migrator) othersAre(ctx context.Context, clusterID string) bool {
+	for _, p := range m.peers.Members() {
+		if got, err := m.peers.ClusterID(ctx, p); err == nil && got == clusterID {
+			return true
+		}
+	}
+	return false
+}
+
+// newClusterID follows from what was decided, so that only members that go back to the same minor from the same entry meet.
+func newClusterID(old string, d decision, to versionfile.Minor) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "etcd-migrate rollback of %s from %d in term %d to %s", old, d.index, d.term, to))
+	return id(binary.BigEndian.Uint64(sum[:]))
+}
+
+func (m *Migrator) decisionInLeases() (decision, error) {
+	log, err := raftlog.Open(m.layout.SnapDir(), m.layout.WALDir)
+	if err != nil {
+		return decision{}, err
+	}
+	return decisionInLeases(log)
+}
+
+// decisionInLeases finds the decision of a rollback in the log.
+func decisionInLeases(log *raftlog.Log) (d decision, err error) {
+	_, err = log.Each(func(e raftlog.Entry) error {
+		switch {
+		case e.Kind == raftlog.ConfChange, e.Kind == raftlog.V3 && changesData(e.V3):
+			d.writes++
+		case e.Kind != raftlog.V3 || e.V3.LeaseGrant == nil:
+		case e.V3.LeaseGrant.ID == markLease(cluster.MarkDecide):
+			d = decision{index: e.Index, term: e.Term}
+		case e.V3.LeaseGrant.ID == markLease(cluster.MarkGo):
+			d.stands = d.index > 0
+		}
+		return nil
+	})
+	return d, err
+}
+
+// changesData reports whether a request of the v3 API leaves a trace. What etcd says to itself does not, nor do our own
+// writes and marks.
+func changesData(r *etcdserverpb.InternalRaftRequest) bool {
+	switch {
+	case r.LeaseGrant != nil:
+		return !isMarkLease(r.LeaseGrant.ID)
+	case r.LeaseRevoke != nil:
+		return r.LeaseRevoke.ID != 0 && !isMarkLease(r.LeaseRevoke.ID)
+	case r.LeaseCheckpoint != nil, r.ClusterVersionSet != nil, r.ClusterMemberAttrSet != nil, r.Authenticate != nil:
+		return false
+	}
+	return r.Range == nil && r.AuthStatus == nil
+}
+
+// leaveAt makes the first step down begin at the decision, in the new cluster. The steps after it begin where that one ended.
+func (m *Migrator) leaveAt(data *contents, p *downgrade.Params) error {
+	j := readJournal(m.layout)
+	if j == nil || j.Left == nil {
+		return errors.New("the journal does not say from where the members go back")
+	}
+	p.DropLeases = isMarkLease
+	if id(data.log.ClusterID()) != j.Left.From {
+		return nil
+	}
+	clusterID, err := parseID(j.Left.ClusterID)
+	if err != nil {
+		return err
+	}
+	if d, err := decisionInLeases(data.log); err != nil || d.index != j.Left.Index || d.writes > 0 {
+		j.Left = nil // the members have to agree anew
+		return errors.Join(err, datadir.WriteJSON(journalPath(m.layout), j), fmt.Errorf(
+			"the raft log does not end as it did when the members agreed on where to go back from: an etcd has run on it since: %w", errBeyond))
+	}
+	at := &contents{until: j.Left.Index}
+	if err := at.replay(m.layout); err != nil {
+		return err
+	}
+	p.Tree = at.tree
+	p.At = &raftlog.Point{Index: j.Left.Index, Term: j.Left.Term, ClusterID: clusterID}
+	return nil
+}
