@@ -49,10 +49,14 @@ func (m *Migrator) checkCluster() error {
 func (m *Migrator) others() (others []cluster.Member) {
 	for _, v := range m.st.Members {
 		if v.ID != m.st.Member.ID {
-			others = append(others, cluster.Member{ID: v.ID, Name: v.Name, PeerURLs: v.PeerURLs})
+			others = append(others, clusterMember(v))
 		}
 	}
 	return others
+}
+
+func clusterMember(v Member) cluster.Member {
+	return cluster.Member{ID: v.ID, Name: v.Name, PeerURLs: v.PeerURLs}
 }
 
 // together reports whether the whole cluster is shut down and walks the plan together: then etcd's own cluster version,
@@ -161,6 +165,9 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 		return nil
 	}
 	a, err := m.peers.Agree(ctx, s.To.Minor(), m.plan.together(), func(ctx context.Context) (cluster.Hash, int64, error) {
+		if m.st.Member.Learner { // which answers nothing of that kind to clients
+			return m.peers.Hash(ctx, clusterMember(m.st.Member), 0)
+		}
 		hash, compact, revision, err := etcd.HashKV(ctx)
 		return cluster.Hash{Hash: hash, Compact: compact}, revision, err
 	})

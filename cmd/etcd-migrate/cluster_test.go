@@ -33,6 +33,7 @@ type etcdCluster struct {
 	members []*clusterMember
 	before  pathtest.Content
 	ids     map[string]uint64 // member IDs by name, before
+	tls     []string          // flags for the peer listeners, if they have certificates
 }
 
 // clusterMember is one of them: the process that runs as it, if one does.
@@ -42,6 +43,7 @@ type clusterMember struct {
 	cmd          *exec.Cmd
 	done         chan struct{}
 	log          string // path: what the process says
+	learner      bool
 }
 
 func newCluster(t *testing.T, n int) *etcdCluster {
@@ -51,14 +53,9 @@ func newCluster(t *testing.T, n int) *etcdCluster {
 	}
 	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
 	must(t, err)
-	set.Dir, err = filepath.Abs(set.Dir)
-	must(t, err)
 	c := &etcdCluster{t: t, set: set}
-	for i := range n {
-		dir := t.TempDir()
-		c.members = append(c.members, &clusterMember{
-			name: fmt.Sprintf("m%d", i+1), dir: filepath.Join(dir, "etcd"), peer: freeURL(t), client: freeURL(t), log: filepath.Join(dir, "log"),
-		})
+	for range n {
+		c.add()
 	}
 	t.Cleanup(func() {
 		for _, m := range c.members {
@@ -73,6 +70,15 @@ func newCluster(t *testing.T, n int) *etcdCluster {
 		}
 	})
 	return c
+}
+
+func (c *etcdCluster) add() *clusterMember {
+	dir := c.t.TempDir()
+	m := &clusterMember{
+		name: fmt.Sprintf("m%d", len(c.members)+1), dir: filepath.Join(dir, "etcd"), peer: freeURL(c.t), client: freeURL(c.t), log: filepath.Join(dir, "log"),
+	}
+	c.members = append(c.members, m)
+	return m
 }
 
 func must(t *testing.T, err error) {
@@ -107,11 +113,11 @@ func (c *etcdCluster) flags(m *clusterMember) []string {
 	for _, o := range c.members {
 		initial = append(initial, o.name+"="+o.peer)
 	}
-	return []string{
+	return append([]string{
 		"--name=" + m.name, "--data-dir=" + m.dir, "--listen-peer-urls=" + m.peer, "--initial-advertise-peer-urls=" + m.peer,
 		"--listen-client-urls=" + m.client, "--advertise-client-urls=" + m.client, "--initial-cluster=" + strings.Join(initial, ","),
-		"--heartbeat-interval=50", "--election-timeout=500",
-	}
+		"--heartbeat-interval=100", "--election-timeout=1000",
+	}, c.tls...)
 }
 
 // boot starts etcds of that minor as the members, in the order of the members.
@@ -212,7 +218,11 @@ func (c *etcdCluster) client(m *clusterMember) (*clientv3.Client, error) {
 	must(c.t, err)
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
 	defer cancel()
-	if _, err := client.Get(ctx, "x"); err != nil {
+	var opts []clientv3.OpOption
+	if m.learner { // which answers nothing else
+		opts = append(opts, clientv3.WithSerializable())
+	}
+	if _, err := client.Get(ctx, "x", opts...); err != nil {
 		_ = client.Close()
 		return nil, err
 	}
@@ -258,6 +268,12 @@ func (c *etcdCluster) arrived(minor string) {
 	hashes := map[string]bool{}
 	for _, m := range c.members {
 		client := c.serving(m, 3*time.Minute)
+		if v, err := versionfile.Read(m.dir); err != nil || v.Release.Minor().String() != minor {
+			c.t.Errorf("%s: version.txt is %s, %v", m.name, v, err)
+		}
+		if m.learner {
+			continue
+		}
 		after, err := pathtest.ReadV3(c.t.Context(), client)
 		must(c.t, err)
 		for _, d := range pathtest.Compare(c.before, after) {
@@ -266,9 +282,6 @@ func (c *etcdCluster) arrived(minor string) {
 		ids := c.memberIDs(m)
 		if len(ids) != len(c.members) || c.ids != nil && fmt.Sprint(ids) != fmt.Sprint(c.ids) {
 			c.t.Errorf("%s lists the members %v, and they were %v", m.name, ids, c.ids)
-		}
-		if v, err := versionfile.Read(m.dir); err != nil || v.Release.Minor().String() != minor {
-			c.t.Errorf("%s: version.txt is %s, %v", m.name, v, err)
 		}
 		s, err := client.Status(c.t.Context(), m.client)
 		must(c.t, err)
@@ -281,6 +294,9 @@ func (c *etcdCluster) arrived(minor string) {
 		clear(hashes)
 		var all []string
 		for _, m := range c.members {
+			if m.learner {
+				continue
+			}
 			client := c.serving(m, time.Minute)
 			h, err := client.HashKV(c.t.Context(), m.client, 0)
 			if status.Code(err) == codes.Unimplemented {
@@ -309,7 +325,11 @@ func TestClusterUpgrade(t *testing.T) {
 	}
 	for _, p := range paths {
 		t.Run(p[0]+" to "+p[1], func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, 3)
+			if p[0] == "3.4" {
+				c.withTLS()
+			}
 			c.fill(p[0])
 			began := time.Now()
 			for i, m := range c.members {
@@ -325,6 +345,7 @@ func TestClusterUpgrade(t *testing.T) {
 
 // TestClusterRollback brings a cluster back over several minors, with one member killed and started again, and up again.
 func TestClusterRollback(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	c.fill("3.7")
 	began := time.Now()
@@ -366,6 +387,7 @@ func TestClusterWithoutPeers(t *testing.T) {
 // TestClusterRolling upgrades one member after the other while a client writes all the time. No write that was answered may
 // be lost, and each member serves before the next one is touched, as an orchestrator demands.
 func TestClusterRolling(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	servers := c.boot("3.5")
 	c.ids = c.memberIDs(c.members[0])

@@ -78,7 +78,7 @@ func (p *Peers) Agree(
 				err = fmt.Errorf("it runs etcd %s", s.Server)
 			}
 			if err == nil {
-				theirs, err = p.Hash(ctx, peer, revision)
+				theirs, _, err = p.Hash(ctx, peer, revision)
 			}
 			if err == nil && theirs.Compact != hash.Compact {
 				err = errors.New("its store is compacted at another revision")

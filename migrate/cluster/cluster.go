@@ -138,13 +138,16 @@ type Hash struct {
 // ErrRevision says that the member does not have that revision: not yet, or no longer.
 var ErrRevision = errors.New("the member does not have that revision")
 
-// Hash asks a member of 3.4 or newer.
-func (p *Peers) Hash(ctx context.Context, m Member, revision int64) (Hash, error) {
+// Hash asks a member of 3.4 or newer. Revision 0 means its newest; the one that it is of comes back.
+func (p *Peers) Hash(ctx context.Context, m Member, revision int64) (Hash, int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, hashTimeout)
 	defer cancel()
 	var res etcdserverpb.HashKVResponse
 	err := p.get(ctx, m, "/members/hashkv", &etcdserverpb.HashKVRequest{Revision: revision}, &res)
-	return Hash{Hash: res.Hash, Compact: res.CompactRevision}, err
+	if err == nil && res.Header != nil {
+		revision = res.Header.Revision
+	}
+	return Hash{Hash: res.Hash, Compact: res.CompactRevision}, revision, err
 }
 
 // get tries the member's URLs one after the other.

@@ -113,6 +113,8 @@ var hints = []struct {
 	{[]string{"conflicting environment variable"}, "etcd found one of its settings in the environment"},
 	{[]string{"encoding alphabet includes duplicate symbols"},
 		"the etcd binary was built with a Go that is too new for it: 2.2 to 3.2 need Go 1.21"},
+	{[]string{"permanently removed", "the member has been removed"},
+		"this member has been removed from its cluster while it was down: add it anew with `etcdctl member add` and an empty data dir"},
 	{[]string{"cannot allocate memory", "out of memory"}, "there is not enough memory"},
 }
 
