@@ -150,7 +150,12 @@ func TestClusterLearnerAndLaggard(t *testing.T) {
 	client := c.serving(c.members[0], time.Minute)
 	learner := c.add()
 	learner.learner = true
-	_, err := client.MemberAddAsLearner(t.Context(), []string{learner.peer})
+	var err error
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if _, err = client.MemberAddAsLearner(t.Context(), []string{learner.peer}); err == nil || time.Now().After(deadline) {
+			break // the members must have known each other for 5 s
+		}
+	}
 	must(t, err)
 	c.tls = []string{"--initial-cluster-state=existing"} // of effect only on a fresh data dir
 	c.start(learner, "3.5")                              // a fresh data dir: it becomes etcd at once

@@ -27,7 +27,7 @@ const (
 // MarkReady is set by a member that has the decision in its log.
 func MarkReady(id string) string { return markReady + id }
 
-const pollMarks = 100 * time.Millisecond
+var pollMarks = 100 * time.Millisecond // shorter in tests
 
 // Decide makes all members agree on one entry of the raft log, and returns when the agreement stands: every member has that
 // entry, and each will find the same one, the last Decide before Go.
