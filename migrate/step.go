@@ -207,7 +207,12 @@ func running(ctx context.Context, cfg member.Config, do func(*member.Etcd) error
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stopEtcd(ctx, etcd)) }()
+	defer func() {
+		stopErr := stopEtcd(ctx, etcd)
+		if !errors.Is(err, member.ErrEnded) || !errors.Is(stopErr, member.ErrEnded) { // the same end would be told twice
+			err = errors.Join(err, stopErr)
+		}
+	}()
 	return do(etcd)
 }
 

@@ -72,6 +72,7 @@ type scenario struct {
 	brief bool
 
 	*material
+	at    string // where it is made, if not just anywhere
 	dir   string
 	roots []string // the directories that all is in
 	first string   // what version.txt says to begin with
@@ -87,7 +88,10 @@ type scenario struct {
 // layOut makes what the scenario begins with.
 func (sc *scenario) layOut(t *testing.T) {
 	t.Helper()
-	root := filepath.Join(resolved(t, workshop.dir(t, "")), "root")
+	if sc.at == "" {
+		sc.at = workshop.dir(t, "")
+	}
+	root := filepath.Join(resolved(t, sc.at), "root")
 	sc.dir, sc.roots = filepath.Join(root, "etcd"), []string{root}
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		t.Fatal(err)
@@ -202,6 +206,21 @@ func (sc *scenario) open(t *testing.T) {
 	sc.compare(t, "undisturbed")
 }
 
+// etcds gives which of the processes that are started are etcds that make a step: those that are stopped again.
+func (sc *scenario) etcds() (numbers []int) {
+	starts := 0
+	for _, e := range sc.calls {
+		switch {
+		case e.ended:
+		case e.op == "start":
+			starts++
+		case e.op == "signal":
+			numbers = append(numbers, starts)
+		}
+	}
+	return numbers
+}
+
 // account puts what was done into the table.
 func (sc *scenario) account() {
 	if sc.from != "" {
@@ -299,15 +318,25 @@ func (sc *scenario) kill(t *testing.T, args []string, n int, within bool) (where
 	return where, reached
 }
 
-// killAtRandom kills at random moments of the whole, and now and then again.
+// killAtRandom kills at random moments of the whole, and now and then again; and before random changes that an etcd on the way
+// makes to a file.
 func (sc *scenario) killAtRandom(t *testing.T) {
 	t.Helper()
 	kills, err := strconv.Atoi(os.Getenv("ETCD_MIGRATE_KILLS"))
 	if err != nil {
-		kills = 1
+		kills = 2
 	}
-	for sc.row.kills < kills {
+	etcd := 0 // the changes that etcds make to files in an undisturbed run
+	sc.begin(t, 0)
+	sc.killInEtcd(t, 0, &etcd)
+	for i := range kills {
 		sc.begin(t, 0)
+		if i%2 == 1 && etcd > 0 {
+			where := "killed before " + sc.killInEtcd(t, 1+rand.IntN(etcd), new(int))
+			sc.check(t, where)
+			sc.finish(t, where)
+			continue
+		}
 		where := "killed"
 		for again := true; again; again = rand.IntN(3) == 0 {
 			after := time.Duration(rand.Int64N(int64(sc.took)))
@@ -317,6 +346,29 @@ func (sc *scenario) killAtRandom(t *testing.T) {
 		}
 		sc.finish(t, where)
 	}
+}
+
+// killInEtcd kills before the n-th change that an etcd makes, if n is not 0, and counts them.
+func (sc *scenario) killInEtcd(t *testing.T, n int, count *int) (where string) {
+	t.Helper()
+	where = "its end"
+	tr := tracer{roots: sc.roots, followed: true, enter: func(c *call) action {
+		if !c.child || !c.changes() {
+			return goOn
+		}
+		if *count++; *count != n {
+			return goOn
+		}
+		where = c.String()
+		sc.row.kills++
+		return kill
+	}}
+	said := ""
+	if n == 0 {
+		said = "an undisturbed run"
+	}
+	sc.trace(t, &tr, sc.args, said)
+	return where
 }
 
 func (sc *scenario) killAfter(t *testing.T, after time.Duration) {
@@ -424,8 +476,9 @@ type outcome struct {
 var (
 	number = regexp.MustCompile(`[0-9a-f]{16}`)
 	moment = regexp.MustCompile(`[0-9]{8}T[0-9]{6}Z`)
-	// prepared is a log segment that an etcd 3.x makes ahead of need. Killed, it leaves it, and the next one takes it over.
-	prepared = regexp.MustCompile(`wal/[01]\.tmp$`)
+	// etcds is what an etcd leaves that was killed: a log segment that it has made ahead of need, which the next one takes
+	// over, and half a raft snapshot, which the next one gives that name for somebody to look at.
+	etcds = regexp.MustCompile(`/wal/[01]\.tmp$|/snap/N-N\.snap\.broken$`)
 )
 
 func (sc *scenario) outcome(t *testing.T, where string) (o outcome) {
@@ -441,7 +494,7 @@ func (sc *scenario) outcome(t *testing.T, where string) (o outcome) {
 				return err
 			}
 			name := moment.ReplaceAllString(number.ReplaceAllString(strings.TrimPrefix(path, root), "N"), "T")
-			if !prepared.MatchString(name) && !slices.Contains(o.Files, name) {
+			if !etcds.MatchString(name) && !slices.Contains(o.Files, name) {
 				o.Files = append(o.Files, name)
 			}
 			backup := filepath.Dir(path) == sc.backupDir() && !strings.HasPrefix(d.Name(), ".")
@@ -492,7 +545,7 @@ func (sc *scenario) command(t *testing.T, args []string) (*exec.Cmd, func() stri
 	if sc.elsewhere {
 		args = append(args, "--wal-dir", sc.walDir(), "--backup-dir", sc.backupDir())
 	}
-	if args[0] != "backup" {
+	if args[0] == "migrate" || args[0] == "rollback" {
 		args = append(args, "--bin-dir", sc.set.Dir, "--log-format", "text")
 	}
 	said, err := os.CreateTemp(t.TempDir(), "output")

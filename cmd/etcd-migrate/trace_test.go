@@ -258,9 +258,6 @@ func setRegisters(tid int, change func(*unix.PtraceRegs)) error {
 func (s *session) decode(tid int, data [7]uint64) *call {
 	nr, a := data[0], data[1:]
 	c := &call{}
-	if s.followed {
-		c.child = threadGroup(tid) != s.main
-	}
 	fd := func(op string) { c.op, c.path = op, descriptor(tid, int32(a[0])) }
 	at := func(op string, dir, name uint64) { c.op, c.path = op, pathAt(tid, int32(dir), name) }
 	const here = uint64(0xffffff9c) // AT_FDCWD
@@ -314,16 +311,15 @@ func (s *session) decode(tid int, data [7]uint64) *call {
 	case unix.SYS_FCHMOD, unix.SYS_FCHOWN:
 		fd("attributes")
 	case unix.SYS_CLONE:
-		return startOf(c, a[0])
+		return s.startOf(c, tid, a[0])
 	case unix.SYS_CLONE3:
 		b := memory(tid, a[0], 8)
 		if len(b) < 8 {
 			return nil
 		}
-		return startOf(c, binary.LittleEndian.Uint64(b))
+		return s.startOf(c, tid, binary.LittleEndian.Uint64(b))
 	case unix.SYS_PIDFD_SEND_SIGNAL, unix.SYS_KILL:
-		c.op = "signal"
-		if a[1] == 0 || c.child {
+		if c.op = "signal"; a[1] == 0 || s.isChild(tid) {
 			return nil
 		}
 		return c
@@ -346,17 +342,20 @@ func (s *session) decode(tid int, data [7]uint64) *call {
 	if !s.below(c.path) && (c.to == "" || !s.below(c.to)) {
 		return nil
 	}
+	c.child = s.isChild(tid)
 	return c
 }
 
 // startOf tells the start of a process from that of a thread.
-func startOf(c *call, flags uint64) *call {
-	if flags&unix.CLONE_THREAD != 0 || c.child {
+func (s *session) startOf(c *call, tid int, flags uint64) *call {
+	if c.op = "start"; flags&unix.CLONE_THREAD != 0 || s.isChild(tid) {
 		return nil
 	}
-	c.op = "start"
 	return c
 }
+
+// isChild reports whether a thread is one of a child process.
+func (s *session) isChild(tid int) bool { return s.followed && threadGroup(tid) != s.main }
 
 func (s *session) below(path string) bool {
 	return slices.ContainsFunc(s.roots, func(root string) bool {
