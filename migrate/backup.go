@@ -201,6 +201,9 @@ func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 }
 
 func (m *Migrator) endJournal() error {
+	if err := m.layout.RemoveUnwritten(); err != nil {
+		return err
+	}
 	err := os.Remove(journalPath(m.layout))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -24,6 +24,9 @@ const (
 	Interrupted
 )
 
+// HalfRestored is what Error.Data says of a restore that has been begun and could not be completed.
+const HalfRestored = "the restore has been begun and is not complete: no etcd may be started on the data until it is"
+
 // Error is what a person on call needs to know. Get it from an error of this package with errors.As.
 type Error struct {
 	Kind Kind

@@ -221,7 +221,12 @@ func (m *Migrator) takeOver() error {
 	// A restore that was killed half way has to be completed before anything in the data dir means anything.
 	backup, _, err := m.layout.ResumeRestore()
 	if err != nil {
-		return refuse(err, "mend the cause, or restore a backup again with `etcd-migrate backup restore`")
+		const hint = "mend the cause, or restore a backup again with `etcd-migrate backup restore`"
+		var unfinished *datadir.UnfinishedError
+		if errors.As(err, &unfinished) {
+			return &Error{Kind: Failed, Err: err, Data: HalfRestored, Hint: hint}
+		}
+		return refuse(err, hint)
 	}
 	if backup != "" {
 		m.Log.Info("completed an interrupted restore", "backup", backup)

@@ -173,13 +173,29 @@ func (c *backupRestoreCmd) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, unlock()) }()
 	replaced, err := b.Restore(ctx, l, nil)
 	if err != nil {
-		return inUse("restore", err)
+		return restoreError(ctx, err)
 	}
 	fmt.Printf("%s is what backup %s holds: %s\n", l.DataDir, b.ID, b.Manifest.Version)
 	for _, dir := range replaced {
 		fmt.Printf("what was there is in %s; remove it when you no longer need it\n", dir)
 	}
 	return nil
+}
+
+// restoreError says what state the data is in.
+func restoreError(ctx context.Context, err error) error {
+	const again = "mend the cause and give the same command again"
+	var held *datadir.HeldError
+	var unfinished *datadir.UnfinishedError
+	switch {
+	case errors.As(err, &held):
+		return inUse("restore", err)
+	case errors.As(err, &unfinished):
+		return &migrate.Error{Kind: migrate.Failed, Op: "restore", Err: err, Data: migrate.HalfRestored, Hint: again + ", which completes it"}
+	case ctx.Err() != nil:
+		return &migrate.Error{Kind: migrate.Interrupted, Op: "restore", Err: context.Cause(ctx), Data: "the data is what it was", Hint: "give the same command again"}
+	}
+	return &migrate.Error{Kind: migrate.Refused, Op: "restore", Err: err, Hint: again}
 }
 
 type backupPruneCmd struct {

@@ -47,7 +47,7 @@ func materials(t *testing.T) *material {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := workshop.dir(t, "")
+	base := workshop.dir(t, quick())
 	in := func(name string) string { return filepath.Join(base, name) }
 	m.program = in("etcd-migrate")
 	build(t, m.program)
@@ -174,7 +174,7 @@ func copyDir(t *testing.T, from, to string) {
 	if err := errors.Join(os.RemoveAll(to), os.MkdirAll(filepath.Dir(to), 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+	if out, err := exec.Command("cp", "-a", "--sparse=always", from, to).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 }

@@ -110,6 +110,17 @@ func writeFile(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(dir)
 }
 
+// RemoveUnwritten removes what killed processes have left of the files that are written anew again and again: version.txt and
+// the journal of a migration. The next write of each would do so, too, but there may be none.
+func (l Layout) RemoveUnwritten() error {
+	for _, path := range []string{l.VersionFile(), filepath.Join(l.WorkDir(), MigrationJournal)} {
+		if err := removeLeftovers(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // removeLeftovers removes the temporary files that renameio left for path when it was killed: a dot, the file's name
 // and a random number.
 func removeLeftovers(path string) error {

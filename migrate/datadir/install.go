@@ -9,6 +9,13 @@ import (
 	"slices"
 )
 
+// UnfinishedError says that a restore has been begun, and what kept it from being completed: the member may be half the old
+// and half the new one, and no etcd must be started on it until ResumeRestore or another Restore has completed it.
+type UnfinishedError struct{ Err error }
+
+func (e *UnfinishedError) Error() string { return e.Err.Error() }
+func (e *UnfinishedError) Unwrap() error { return e.Err }
+
 // ResumeRestore completes a restore that was interrupted after the point of no return, and removes what one left that
 // was interrupted before. Whoever is about to use a data dir calls it first: with an interrupted restore the member
 // can be half the old and half the new one. It says which backup was restored and returns what Restore would have;
@@ -34,7 +41,7 @@ func (l Layout) ResumeRestore() (id string, replaced []string, err error) {
 		return fail(err)
 	}
 	if replaced, err = l.complete(j); err != nil {
-		return fail(err)
+		return fail(&UnfinishedError{err})
 	}
 	return j.ID, replaced, nil
 }
@@ -46,10 +53,14 @@ func (l Layout) install(j *restoreJournal) ([]string, error) {
 		err = l.installMember(j)
 	}
 	if err == nil {
-		return l.complete(j)
+		replaced, err := l.complete(j)
+		if err != nil {
+			return nil, &UnfinishedError{err}
+		}
+		return replaced, nil
 	}
 	if touched, doubt := l.memberTouched(j); touched || doubt != nil {
-		return nil, err
+		return nil, &UnfinishedError{err}
 	}
 	// Nothing is replaced, so the restore can still be called off.
 	return nil, errors.Join(err, l.removeJournal(), l.removePrepared())
@@ -96,6 +107,9 @@ func (l Layout) complete(j *restoreJournal) (replaced []string, err error) {
 		if dir := filepath.Join(workIn(root), j.Replaced); exists(dir) {
 			replaced = append(replaced, dir)
 		}
+	}
+	if err := l.RemoveUnwritten(); err != nil {
+		return nil, err
 	}
 	// The migration that was under way is over with that, and so is what it has found to be wrong with the data.
 	if migration := filepath.Join(l.WorkDir(), MigrationJournal); exists(migration) {

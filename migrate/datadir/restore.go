@@ -21,6 +21,8 @@ import (
 // only be completed, by ResumeRestore or another Restore, whatever interrupts it. The backup is never written to, so
 // there is a whole copy of the data at every instant.
 //
+// An error after the first change is an *UnfinishedError; after any other the member is what it was.
+//
 // A running etcd is an error (*HeldError), and so are a damaged backup, too little space (*SpaceError), and a layout
 // that has a separate WAL dir where the backup has none or the reverse.
 func (b Backup) Restore(ctx context.Context, l Layout, progress Progress) (replaced []string, err error) {
