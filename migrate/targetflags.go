@@ -95,8 +95,7 @@ func renamed(minor int, prefix string, names ...string) (all []removed) {
 }
 
 // RemovedSettings finds in an etcd's own arguments (without the program's name) and environment what an etcd of that minor
-// no longer knows, in the order in which it was given. It reads no file: with a --config-file, etcd ignores flags and
-// variables.
+// no longer knows, in the order in which it was given. It reads no file: see RemovedFromFile.
 func RemovedSettings(m versionfile.Minor, args, environ []string) (found []RemovedSetting) {
 	for _, arg := range args {
 		if arg == "--" {
@@ -121,6 +120,17 @@ func RemovedSettings(m versionfile.Minor, args, environ []string) (found []Remov
 				}
 				found = append(found, RemovedSetting{name, r.minor, instead, r.note})
 			}
+		}
+	}
+	return found
+}
+
+// RemovedFromFile finds the same among the names in an etcd's --config-file. There etcd ignores what it does not know, and does
+// not even warn.
+func RemovedFromFile(m versionfile.Minor, names []string) (found []RemovedSetting) {
+	for _, name := range names {
+		if r, ok := removedFlag(m, name); ok {
+			found = append(found, RemovedSetting{name, r.minor, r.instead, r.note})
 		}
 	}
 	return found

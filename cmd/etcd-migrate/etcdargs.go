@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,12 +15,7 @@ import (
 // does (server/etcdmain/config.go): a --config-file, or ETCD_CONFIG_FILE, makes etcd ignore all other flags and
 // variables; else a flag beats its variable.
 func readEtcdSettings(args, environ []string) (etcdSettings, error) {
-	get := func(name string) string {
-		if v, ok := flagValue(args, name); ok {
-			return v
-		}
-		return envValue(environ, envName(name))
-	}
+	get := func(name string) string { return setting(args, environ, name) }
 	if file := get("config-file"); file != "" {
 		return readEtcdConfigFile(file)
 	}
@@ -40,6 +37,31 @@ func readEtcdSettings(args, environ []string) (etcdSettings, error) {
 		return isTrue(envValue(environ, envName(name)))
 	})
 	return s.withDefaults(), err
+}
+
+// setting gives what a flag says, or else its variable.
+func setting(args, environ []string, name string) string {
+	if v, ok := flagValue(args, name); ok {
+		return v
+	}
+	return envValue(environ, envName(name))
+}
+
+// namesInConfigFile gives the names of the settings in etcd's --config-file, sorted; none without one.
+func namesInConfigFile(args, environ []string) (path string, names []string, err error) {
+	path = setting(args, environ, "config-file")
+	if path == "" {
+		return "", nil, nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return path, nil, err
+	}
+	var file map[string]any
+	if err := yaml.Unmarshal(b, &file); err != nil {
+		return path, nil, fmt.Errorf("config file %s: %w", path, err)
+	}
+	return path, slices.Sorted(maps.Keys(file)), nil
 }
 
 func readEtcdConfigFile(path string) (etcdSettings, error) {

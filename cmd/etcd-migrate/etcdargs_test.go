@@ -3,13 +3,16 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 func TestReadEtcdSettings(t *testing.T) {
@@ -130,4 +133,27 @@ func FuzzFlagValue(f *testing.F) {
 			t.Fatalf("%q gives %s=%q", line, name, v)
 		}
 	})
+}
+
+// TestRemovedFromConfigFile: etcd ignores silently what it does not know in its config file, so the warning is ours.
+func TestRemovedFromConfigFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "etcd.yaml")
+	if err := os.WriteFile(file, []byte("name: m1\nenable-v2: true\nexperimental-initial-corrupt-check: true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for minor, want := range map[int][]string{5: nil, 6: {"enable-v2"}, 7: {"enable-v2", "experimental-initial-corrupt-check"}} {
+		for _, given := range [][2][]string{{{"--config-file", file}, nil}, {nil, {"ETCD_CONFIG_FILE=" + file}}} {
+			_, names, err := namesInConfigFile(given[0], given[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, s := range migrate.RemovedFromFile(versionfile.Minor{Major: 3, Minor: minor}, names) {
+				got = append(got, s.Name)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("3.%d: got %q, want %q", minor, got, want)
+			}
+		}
+	}
 }

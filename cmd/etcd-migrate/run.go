@@ -98,7 +98,8 @@ func (c *runCmd) requestFor(ctx context.Context, path string, settings etcdSetti
 }
 
 // checkSettings refuses flags that the etcd to become would die of, before the data is touched: after the migration it is
-// too late to go back to the manifest that worked. Of a variable that it does not know, etcd only warns, and so do we.
+// too late to go back to the manifest that worked. Of a variable that it does not know, etcd only warns, and so do we; of a
+// setting in its config file, it does not even do that.
 func (c *runCmd) checkSettings(minor versionfile.Minor) error {
 	var flags []error
 	for _, s := range migrate.RemovedSettings(minor, c.argv()[1:], os.Environ()) {
@@ -107,6 +108,13 @@ func (c *runCmd) checkSettings(minor versionfile.Minor) error {
 		} else {
 			newOutput(c.outputFlags).warn("etcd will ignore a setting: " + s.String())
 		}
+	}
+	file, names, err := namesInConfigFile(c.argv()[1:], os.Environ())
+	if err != nil {
+		return usagef("read the settings of etcd: %w", err)
+	}
+	for _, s := range migrate.RemovedFromFile(minor, names) {
+		newOutput(c.outputFlags).warn("etcd will ignore a setting in " + file + ": " + s.String())
 	}
 	if len(flags) == 0 {
 		return nil
