@@ -43,12 +43,12 @@ func TestRunOnDamage(t *testing.T) {
 		"half a version.txt":         {"version.txt": half},
 	}
 	for minor, damages := range map[string][]map[string]damage{"3.4": {all, onTheWay}, "3.7": {all}} {
-		m := binary(t, set, minor)
+		m := etcdOf(t, set, minor)
 		good := filled(t, set, minor)
 		if err := versionfile.Write(good, versionfile.Version{Release: m.Release, Storage: versionfile.Etcd3}); err != nil {
 			t.Fatal(err)
 		}
-		etcd := probeDir(t, binary(t, set, "3.7"))
+		etcd := probeDir(t, etcdOf(t, set, "3.7"))
 		for _, some := range damages {
 			for name, d := range some {
 				t.Run(minor+"/"+name, func(t *testing.T) {
