@@ -48,6 +48,14 @@ func TestRunOnDamage(t *testing.T) {
 		if err := versionfile.Write(good, versionfile.Version{Release: m.Release, Storage: versionfile.Etcd3}); err != nil {
 			t.Fatal(err)
 		}
+		wal := filepath.Join(good, log)
+		b, err := os.ReadFile(wal)
+		if err == nil { // of the 64 MiB, most are zeros
+			err = os.Truncate(wal, int64(len(bytes.TrimRight(b, "\x00"))+16<<10)&^4095)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 		etcd := probeDir(t, etcdOf(t, set, "3.7"))
 		for _, some := range damages {
 			for name, d := range some {
