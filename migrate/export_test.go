@@ -46,6 +46,6 @@ func Preflight(ctx context.Context, r Request) (st State, fingerprint *keyspace.
 			return m.st, nil, err
 		}
 	}
-	fingerprint, err = m.firstFingerprint()
+	fingerprint, err = m.firstFingerprint(ctx)
 	return m.st, fingerprint, err
 }

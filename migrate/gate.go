@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,11 +14,11 @@ import (
 
 // gate looks at the data right before an etcd starts that is known to stop at what older ones leave behind. The steps
 // before it see to that, so this is the proof that they have.
-func (m *Migrator) gate(s Step) error {
+func (m *Migrator) gate(ctx context.Context, s Step) error {
 	if s.Kind != StepUpgrade || !s.To.Minor().AtLeast(3, 6) {
 		return nil
 	}
-	data, err := readMember(m.layout)
+	data, err := readMember(ctx, m.layout)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,13 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 		return fresh()
 	}
 
-	data, err := readMember(l)
+	data, err := readMember(ctx, l)
+	if ctx.Err() != nil {
+		if data != nil {
+			data.close()
+		}
+		return st, nil, &Error{Kind: Interrupted, Op: "inspect", Err: context.Cause(ctx)}
+	}
 	if errors.Is(err, raftlog.ErrNoLog) && neverUsed(l) {
 		return fresh() // a first start that ended after etcd had made its db and before it made its log
 	}
@@ -65,12 +71,11 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
 	}
-	if err := ctx.Err(); err != nil {
-		data.close()
-		return st, nil, &Error{Kind: Interrupted, Op: "inspect", Err: context.Cause(ctx)}
-	}
 	if err := data.describe(&st, now); err != nil {
 		data.close()
+		if ctx.Err() != nil {
+			return st, nil, &Error{Kind: Interrupted, Op: "inspect", Err: context.Cause(ctx)}
+		}
 		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
 			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
 	}
@@ -155,7 +160,7 @@ type contents struct {
 	until                  uint64 // the last entry that counts for the v2 store, 0 for the last committed one
 }
 
-func readMember(l datadir.Layout) (*contents, error) {
+func readMember(ctx context.Context, l datadir.Layout) (*contents, error) {
 	db, err := keyspace.OpenDB(l.DB())
 	if errors.Is(err, fs.ErrNotExist) {
 		return readLog(l)
@@ -163,6 +168,7 @@ func readMember(l datadir.Layout) (*contents, error) {
 	if err != nil {
 		return nil, err
 	}
+	db.EndWith(ctx)
 	m := &contents{db: db}
 	if m.info, err = db.Info(); err == nil {
 		m.leases, err = db.Leases()

@@ -68,7 +68,7 @@ func (m *Migrator) AttachLeases(ctx context.Context, directory string, ttl time.
 	if err := m.verifyBinaries(ctx); err != nil {
 		return nil, refuse(err, "the etcd must be what its name says")
 	}
-	before, err := m.firstFingerprint()
+	before, err := m.firstFingerprint(ctx)
 	if err != nil {
 		return nil, err
 	}

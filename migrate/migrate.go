@@ -152,7 +152,7 @@ func (m *Migrator) Run(ctx context.Context) (*Report, error) {
 	if err := m.preflight(ctx); err != nil {
 		return nil, err
 	}
-	before, err := m.firstFingerprint()
+	before, err := m.firstFingerprint(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	began := m.now()
 	m.tell(Event{Kind: EventStepStarted})
 	m.agreement = nil
-	if err := m.gate(s); err != nil {
+	if err := m.gate(ctx, s); err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
 	side, err := m.sideData()
@@ -80,7 +80,7 @@ func (m *Migrator) do(ctx context.Context, s Step, before *keyspace.Fingerprint)
 	if err != nil {
 		return nil, err
 	}
-	return m.fingerprint(s.To.Storage)
+	return m.fingerprint(ctx, s.To.Storage)
 }
 
 // prove compares the records before and after a step that took so long. The only difference that may be is that TTLs have
@@ -310,13 +310,14 @@ func (m *Migrator) readLog() (*contents, error) {
 }
 
 // fingerprint reads all records of the store that holds the user's keys.
-func (m *Migrator) fingerprint(storage versionfile.Storage) (*keyspace.Fingerprint, error) {
+func (m *Migrator) fingerprint(ctx context.Context, storage versionfile.Storage) (*keyspace.Fingerprint, error) {
 	if storage == versionfile.Etcd3 {
 		db, err := keyspace.OpenDB(m.layout.DB())
 		if err != nil {
 			return nil, err
 		}
 		defer db.Close()
+		db.EndWith(ctx)
 		var fp keyspace.Fingerprint
 		add, added := m.adding(&fp)
 		err = db.Each(add)
@@ -361,11 +362,14 @@ func (m *Migrator) verifyBinaries(ctx context.Context) error {
 }
 
 // firstFingerprint is that of the data as it was found.
-func (m *Migrator) firstFingerprint() (*keyspace.Fingerprint, error) {
+func (m *Migrator) firstFingerprint(ctx context.Context) (*keyspace.Fingerprint, error) {
 	if m.st.Presence == Fresh {
 		return &keyspace.Fingerprint{}, nil
 	}
-	fp, err := m.fingerprint(m.st.Version.Storage)
+	fp, err := m.fingerprint(ctx, m.st.Version.Storage)
+	if err != nil && ctx.Err() != nil {
+		return nil, &Error{Kind: Interrupted, Op: "read the data", Err: context.Cause(ctx), Hint: "give the same command again"}
+	}
 	if err != nil {
 		return nil, refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
 	}

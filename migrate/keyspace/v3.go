@@ -1,6 +1,7 @@
 package keyspace
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -102,6 +103,10 @@ func v3Lock(file *os.File) error {
 		}
 	}
 }
+
+// EndWith makes whatever reads the db from now on end with the context, with the cause of that: a db can be of many GiB, and
+// the disk slow.
+func (d *DB) EndWith(ctx context.Context) { d.pages.ctx = ctx }
 
 // Close lets go of the file.
 func (d *DB) Close() error { return d.file.Close() }

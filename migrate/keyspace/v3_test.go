@@ -1,6 +1,7 @@
 package keyspace
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -90,6 +91,28 @@ func TestInfoOfWhatIsRare(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestEndWith: whatever reads a db ends with its context, and says why.
+func TestEndWith(t *testing.T) {
+	d, err := OpenDB(v3Make(t, 4096, map[string][][2]string{"lease": {{"12345678", "\x08\x07\x10\x64"}}, "key": {{"a", "b"}}}))
+	v3Must(t, err)
+	defer d.Close()
+	enough := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	d.EndWith(ctx)
+	if _, err := d.InUse(); err != nil {
+		t.Error(err)
+	}
+	cancel(enough)
+	_, infoErr := d.Info()
+	_, useErr := d.InUse()
+	_, printErr := FingerprintDB(d)
+	for _, err := range []error{infoErr, useErr, printErr} {
+		if !errors.Is(err, enough) {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 

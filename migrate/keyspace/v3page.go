@@ -2,6 +2,7 @@ package keyspace
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ type v3Pages struct {
 	used     uint64 // pages below this id are in use or on the free list: bbolt's high water mark
 	root     uint64
 	txid     uint64
+	// ctx, if set, ends every walk.
+	ctx context.Context
 }
 
 // v3Bucket is one bucket: a tree of pages, or a single leaf page kept inside its parent's value.
@@ -129,12 +132,22 @@ func (p *v3Pages) walk(b v3Bucket, flags uint32, descending bool, fn func(k, v [
 	return p.walkUnseen(b, make([]uint64, p.used/64+1), flags, descending, fn)
 }
 
+func (p *v3Pages) ended() error {
+	if p.ctx != nil && p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
+	}
+	return nil
+}
+
 // walkUnseen is walk, and refuses pages that are in seen, to which it adds its own: no page is part of two buckets.
 func (p *v3Pages) walkUnseen(b v3Bucket, seen []uint64, flags uint32, descending bool, fn func(k, v []byte) error) (pages uint64, err error) {
 	w := v3Walk{p: p, flags: flags, descending: descending, fn: fn, seen: seen}
-	if b.inline != nil {
+	switch ended := p.ended(); {
+	case ended != nil:
+		err = ended
+	case b.inline != nil:
 		err = w.leaf(0, b.inline)
-	} else {
+	default:
 		err = w.page(b.root, 0)
 	}
 	if errors.Is(err, errV3Stop) {
@@ -156,6 +169,9 @@ type v3Walk struct {
 }
 
 func (w *v3Walk) page(id uint64, depth int) error {
+	if err := w.p.ended(); err != nil {
+		return err
+	}
 	page, err := w.read(id, depth)
 	if err != nil {
 		return err
