@@ -91,7 +91,10 @@ func (e *editor) indent(n *yaml.Node) (blanks string, alone bool) {
 		return "", false
 	}
 	before := string(e.text[e.lines[n.Line-1]:at])
-	return strings.Repeat(" ", max(n.Column-1, 0)), strings.TrimLeft(before, " ") == ""
+	if strings.TrimLeft(before, " \t") == "" { // tabs can be in JSON
+		return before, true
+	}
+	return strings.Repeat(" ", max(n.Column-1, 0)), false
 }
 
 // end gives where a scalar that begins at start ends.

@@ -54,6 +54,10 @@ spec:
 		in:  "kind: Pod\r\nspec:\r\n  containers:\r\n  - command:\r\n    - etcd\r\n",
 		out: "kind: Pod\r\nspec:\r\n  containers:\r\n  - command:\r\n    - etcd-migrate\r\n    - run\r\n    - --\r\n    - etcd\r\n",
 	},
+	"JSON with tabs": {
+		in:  "{\n\t\"kind\": \"Pod\",\n\t\"spec\": {\n\t\t\"containers\": [{\n\t\t\t\"command\": [\n\t\t\t\t\"etcd\"\n\t\t\t]\n\t\t}]\n\t}\n}\n",
+		out: "{\n\t\"kind\": \"Pod\",\n\t\"spec\": {\n\t\t\"containers\": [{\n\t\t\t\"command\": [\n\t\t\t\t\"etcd-migrate\",\n\t\t\t\t\"run\",\n\t\t\t\t\"--\",\n\t\t\t\t\"etcd\"\n\t\t\t]\n\t\t}]\n\t}\n}\n",
+	},
 	"no line end": {
 		in:  "kind: Pod\nspec:\n  containers:\n  - command: [etcd]",
 		out: "kind: Pod\nspec:\n  containers:\n  - command: [\"etcd-migrate\", \"run\", \"--\", etcd]",
