@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -108,8 +109,15 @@ func TestContent(t *testing.T) {
 		t.Errorf("the image's files (-want +got):\n%s", diff)
 	}
 
+	for name := range files {
+		if base := filepath.Base(name); strings.HasPrefix(files[name], "-") && !strings.Contains(containers.report, "  "+base+" ") {
+			t.Errorf("the size of %s is not reported:\n%s", base, containers.report)
+		}
+	}
+
 	var config []struct {
-		Config struct {
+		Architecture string
+		Config       struct {
 			User, WorkingDir     string
 			Entrypoint, Cmd, Env []string
 			Labels               map[string]string
@@ -117,6 +125,9 @@ func TestContent(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(containers.must(t, "image", "inspect", imageName)), &config); err != nil {
 		t.Fatal(err)
+	}
+	if got := config[0].Architecture; got != runtime.GOARCH {
+		t.Errorf("the image is for %s", got)
 	}
 	c := config[0].Config
 	if c.User != "65532:65532" {

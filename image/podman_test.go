@@ -18,6 +18,7 @@ import (
 type podman struct {
 	command []string // with the flags that make it ours
 	env     []string
+	report  string // what build.sh has printed last
 }
 
 // settings ask for as little as possible of the machine: no systemd, no journal, no higher limits than its own, and no
@@ -89,9 +90,11 @@ func (p *podman) must(t *testing.T, args ...string) string {
 func (p *podman) build(name string, environ ...string) (string, error) {
 	cmd := exec.Command("./build.sh", "--no-cache")
 	cmd.Env = slices.Concat(p.env, environ, []string{"IMAGE=" + name, "PODMAN=" + strings.Join(p.command, " ")})
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		return "", fmt.Errorf("build.sh: %w: %s", err, out)
 	}
+	p.report = string(out)
 	return p.run("image", "inspect", "--format={{.Id}} {{.Digest}}", name)
 }
 
