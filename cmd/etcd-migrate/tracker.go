@@ -18,7 +18,7 @@ type tracker struct {
 
 	mu sync.Mutex
 	progress
-	reached map[string]int64 // Done of the last event, by What
+	reached map[string]int64 // Done of the last event in this step, by What
 }
 
 // progress is what there is to tell.
@@ -49,6 +49,7 @@ func (t *tracker) observe(e migrate.Event) {
 		t.steps = len(e.Plan.Steps)
 	case migrate.EventStepStarted:
 		t.number, t.step = e.Step, e.Plan.Steps[e.Step-1]
+		clear(t.reached)
 	case migrate.EventStepDone:
 		t.number, t.done = 0, t.done+1
 	case migrate.EventProgress:
@@ -58,9 +59,6 @@ func (t *tracker) observe(e migrate.Event) {
 		}
 		t.work[e.Unit] += e.Done - before
 		t.reached[e.What] = e.Done
-		if e.Done == e.Total {
-			delete(t.reached, e.What)
-		}
 	}
 }
 

@@ -45,17 +45,22 @@ func TestTrackerAlive(t *testing.T) {
 
 func TestTrackerCounts(t *testing.T) {
 	tr := newTracker(time.Minute, time.Minute)
+	plan := &migrate.Plan{Steps: []migrate.Step{{Kind: migrate.StepUpgrade}}}
 	for _, e := range []migrate.Event{
 		{What: "backup", Unit: migrate.UnitBytes, Done: 100, Total: 300},
 		{What: "backup", Unit: migrate.UnitBytes, Done: 300, Total: 300},
+		{What: "backup", Unit: migrate.UnitBytes, Done: 300, Total: 300}, // of an empty file
 		{What: "prove", Unit: migrate.UnitRecords, Done: 4, Total: 5},
 		{What: "prove", Unit: migrate.UnitRecords, Done: 5, Total: 5},
 		{What: "etcd", Unit: migrate.UnitLines, Done: 8},
 		{What: "etcd", Unit: migrate.UnitLines, Done: 20},
-		{What: "prove", Unit: migrate.UnitRecords, Done: 5, Total: 5}, // after the next step
-		{What: "etcd", Unit: migrate.UnitLines, Done: 3},              // another etcd
+		{What: "etcd", Unit: migrate.UnitLines, Done: 3}, // another etcd
+		{Kind: migrate.EventStepStarted, Plan: plan, Step: 1},
+		{What: "prove", Unit: migrate.UnitRecords, Done: 5, Total: 5},
 	} {
-		e.Kind = migrate.EventProgress
+		if e.Kind == "" {
+			e.Kind = migrate.EventProgress
+		}
 		tr.observe(e)
 	}
 	for unit, want := range map[string]int64{migrate.UnitBytes: 300, migrate.UnitRecords: 10, migrate.UnitLines: 23} {
