@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,8 +49,9 @@ func TestOldManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	target, _ := set.Newest(versionfile.Minor{Major: 3, Minor: 6})
 	first, _ := set.Newest(versionfile.Minors()[0])
-	s, err := pathtest.Start(t.Context(), first, data)
+	s, err := pathtest.Start(t.Context(), first, data, "--heartbeat-interval", "100", "--election-timeout", "1000")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,15 +66,14 @@ func TestOldManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// The timing at the end is the template's etcd_extra_args: etcd gives a lease an election timeout more when it starts.
 	const command = `if [ -e /usr/local/bin/migrate-if-needed.sh ]; then /usr/local/bin/migrate-if-needed.sh 1>>/var/log/etcd.log 2>&1; fi; ` +
 		`exec /usr/local/bin/etcd --name etcd-master --listen-peer-urls PEER --initial-advertise-peer-urls PEER ` +
 		`--advertise-client-urls CLIENT --listen-client-urls CLIENT --quota-backend-bytes=4294967296 --data-dir /var/etcd/data ` +
-		`--initial-cluster-state new --initial-cluster etcd-master=PEER --heartbeat-interval 10 --election-timeout 50 1>>/var/log/etcd.log 2>&1`
+		`--initial-cluster-state new --initial-cluster etcd-master=PEER 1>>/var/log/etcd.log 2>&1`
 	client, peer := "http://"+freeAddress(t), "http://"+freeAddress(t)
 	words := strings.NewReplacer("/usr/local/bin", bin, "/var/etcd/data", data, "/var/log/etcd.log", log, "PEER", peer, "CLIENT", client)
 	cmd := exec.Command("/bin/sh", "-c", words.Replace(command))
-	cmd.Env = []string{asMain + "=1", "PATH=" + os.Getenv("PATH"), "TARGET_STORAGE=etcd3", "TARGET_VERSION=3.6.16", "DATA_DIRECTORY=" + data,
+	cmd.Env = []string{asMain + "=1", "PATH=" + os.Getenv("PATH"), "TARGET_STORAGE=etcd3", "TARGET_VERSION=" + target.Release.String(), "DATA_DIRECTORY=" + data,
 		"INITIAL_CLUSTER=etcd-master=" + peer, "LISTEN_PEER_URLS=" + peer, "INITIAL_ADVERTISE_PEER_URLS=" + peer,
 		"ETCD_CREDS=", "ETCD_APISERVER_CREDS=", "ETCD_SNAPSHOT_COUNT=10000", "ETCD_HOSTNAME=master", "ETCDCTL_API=3",
 		"BIN_DIR=" + bin} // the one thing that is not in the manifest, because it is always /usr/local/bin there
@@ -92,24 +93,30 @@ func TestOldManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	var after pathtest.Content
+	var status *clientv3.StatusResponse
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if after, err = pathtest.ReadV3(t.Context(), c); err == nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		status, err = c.Status(ctx, client)
+		cancel()
+		if err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
 	}
+	if status.Version != target.Release.String() {
+		t.Errorf("it is etcd %s", status.Version)
+	}
+	after, err := pathtest.ReadV3(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(after.Keys) == 0 {
 		t.Error("the etcd is empty")
 	}
 	for _, diff := range pathtest.Compare(before, after) {
 		t.Error(diff)
-	}
-	status, err := c.Status(t.Context(), client)
-	if err != nil || status.Version != "3.6.16" {
-		t.Errorf("it is %v, %v", status, err)
 	}
 }
 
@@ -122,25 +129,27 @@ func TestDropInRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	bin, _ := set.Newest(versionfile.Minor{Major: 3, Minor: 6})
+	target := bin.Release.String() + "/etcd3"
 	type request struct {
 		DataDir, WALDir, Name, Target, TTL string
 		Quota                              int64
 		Rollback                           bool
 	}
-	usual := []string{"--bin-dir", set.Dir, "--data-dir", "/d", "--target-version", "3.6.16", "--target-storage", "etcd3"}
+	usual := []string{"--bin-dir", set.Dir, "--data-dir", "/d", "--target-version", bin.Release.String(), "--target-storage", "etcd3"}
 	for name, tc := range map[string]struct {
 		args, env []string
 		want      request
 	}{
-		"nothing more": {nil, nil, request{"/d", "", "", "3.6.16/etcd3", "/registry/events 1h0m0s", 0, true}},
-		"ETCD_NAME":    {nil, []string{"ETCD_NAME=m1", "ETCD_HOSTNAME=h"}, request{"/d", "", "m1", "3.6.16/etcd3", "/registry/events 1h0m0s", 0, true}},
+		"nothing more": {nil, nil, request{"/d", "", "", target, "/registry/events 1h0m0s", 0, true}},
+		"ETCD_NAME":    {nil, []string{"ETCD_NAME=m1", "ETCD_HOSTNAME=h"}, request{"/d", "", "m1", target, "/registry/events 1h0m0s", 0, true}},
 		"a hostname, another prefix": {nil, []string{"ETCD_HOSTNAME=h", "ETCD_DATA_PREFIX=/kubernetes/"},
-			request{"/d", "", "etcd-h", "3.6.16/etcd3", "/kubernetes/events 1h0m0s", 0, true}},
+			request{"/d", "", "etcd-h", target, "/kubernetes/events 1h0m0s", 0, true}},
 		"a directory": {[]string{"--etcd-data-prefix=/kubernetes", "--ttl-keys-directory=/x"}, nil,
-			request{"/d", "", "", "3.6.16/etcd3", "/x 1h0m0s", 0, true}},
+			request{"/d", "", "", target, "/x 1h0m0s", 0, true}},
 		"etcd's flags": {nil, []string{"ETCD_CREDS= --peer-cert-file /x --quota-backend-bytes=100  --wal-dir /w --data-dir=/other"},
-			request{"/d", "/w", "", "3.6.16/etcd3", "/registry/events 1h0m0s", 100, true}},
-		"no way back": {[]string{"--no-allow-rollback"}, nil, request{"/d", "", "", "3.6.16/etcd3", "/registry/events 1h0m0s", 0, false}},
+			request{"/d", "/w", "", target, "/registry/events 1h0m0s", 100, true}},
+		"no way back": {[]string{"--no-allow-rollback"}, nil, request{"/d", "", "", target, "/registry/events 1h0m0s", 0, false}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, kv := range tc.env {
