@@ -11,7 +11,7 @@ RACE := $(if $(shell command -v $(firstword $(shell go env CC))),-race)
 TOOL := go tool -modfile=.tools/go.mod
 
 .DEFAULT_GOAL := help
-.PHONY: help build binaries demo test lint vuln sbom bench matrix testdata crash damage fuzz image test-image clean
+.PHONY: help build binaries demo test lint vuln sbom bench matrix testdata crash ha damage fuzz image test-image clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ image: ## build the container image with podman (MINORS, TARGET, ARCH and IMAGE 
 test-image: build binaries ## run the container tests (as root, with podman)
 	@image/tools.sh
 	go test -tags image -count=1 -timeout 20m -v ./image
+
+ha: build binaries ## migrate clusters of three and five members up and down, with members killed three times each
+	ETCD_MIGRATE_HA=1 ETCD_MIGRATE_KILLS=3 go test -run 'TestCluster' -count=1 -timeout 30m -v ./cmd/etcd-migrate
 
 fuzz: ## fuzz every parser, FUZZTIME (default 20s) each
 	@.ci/fuzz $(or $(FUZZTIME),20s)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -197,7 +198,12 @@ func (m *clusterMember) end(sig syscall.Signal) {
 }
 
 // killRandomly kills one member's etcd-migrate at random moments and starts it again, until it has become the target.
-func (c *etcdCluster) killRandomly(minor string, kills int, flags ...string) {
+// ETCD_MIGRATE_KILLS says how often; the default is once.
+func (c *etcdCluster) killRandomly(minor string, flags ...string) {
+	kills, err := strconv.Atoi(os.Getenv("ETCD_MIGRATE_KILLS"))
+	if err != nil {
+		kills = 1
+	}
 	m := c.members[rand.IntN(len(c.members))]
 	for range kills {
 		after := time.Duration(rand.Int64N(int64(4 * time.Second)))
@@ -336,7 +342,7 @@ func TestClusterUpgrade(t *testing.T) {
 				time.Sleep(time.Duration(i) * time.Second)
 				c.start(m, p[1])
 			}
-			c.killRandomly(p[1], 1)
+			c.killRandomly(p[1])
 			c.arrived(p[1])
 			t.Logf("%s to %s took %s", p[0], p[1], time.Since(began).Round(time.Millisecond))
 		})
@@ -353,7 +359,7 @@ func TestClusterRollback(t *testing.T) {
 		time.Sleep(time.Duration(i) * time.Second)
 		c.start(m, "3.4", "--allow-rollback")
 	}
-	c.killRandomly("3.4", 1, "--allow-rollback")
+	c.killRandomly("3.4", "--allow-rollback")
 	c.arrived("3.4")
 	t.Logf("3.7 to 3.4 took %s", time.Since(began).Round(time.Millisecond))
 	client := c.serving(c.members[0], time.Minute)
