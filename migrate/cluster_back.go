@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -56,40 +58,61 @@ var errOthersLeft = errors.New("other members have gone back already")
 func (m *Migrator) agreeToLeave(ctx context.Context, s Step) error {
 	ctx, cancel := m.stepContext(ctx, s)
 	defer cancel()
-	short, err := m.shortLeases()
-	if err != nil {
-		return err
+	for try := 1; ; try++ {
+		decided, err := m.decideToLeave(ctx, s)
+		if err == nil {
+			err = m.noteLeaving(ctx, s, decided)
+		}
+		// A lease that has ended in that moment has done so for all of them.
+		if !errors.Is(err, errBeyond) || try == mostTries {
+			return err
+		}
 	}
+}
+
+// mostTries is how often the members try to find a moment in which nothing changes.
+const mostTries = 3
+
+// quiet is how long no lease may end from the decision on. Shorter leases are let end before it.
+const quiet = 30 * time.Second
+
+func (m *Migrator) decideToLeave(ctx context.Context, s Step) (decided bool, err error) {
+	side, err := m.sideData()
+	if err != nil || side == nil {
+		return false, err
+	}
+	known := slices.Collect(maps.Keys(side.leases))
 	before, err := m.decisionInLeases()
 	if err != nil {
-		return err
+		return false, err
 	}
-	decided := false
 	err = m.withPeers(ctx, s, func(whole context.Context, etcd *member.Etcd) error {
 		ctx, stop := m.untilOthersLeft(whole, s)
 		defer stop()
 		err := etcd.Joined(ctx)
 		if err == nil {
-			err = cluster.Decide(ctx, member.LeaseBoard{Etcd: etcd, ID: markLease}, m.st.Member.ID, m.memberIDs(), before.writes > 0, func(ctx context.Context) error {
+			board := member.LeaseBoard{Etcd: etcd, ID: markLease}
+			err = cluster.Decide(ctx, board, m.st.Member.ID, m.memberIDs(), before.writes > 0, func(ctx context.Context) error {
 				if err := m.allAt(s)(ctx); err != nil {
 					return err
 				}
-				return etcd.KeepAlive(ctx, short)
+				return etcd.QuietLeases(ctx, quiet, known, isMarkLease)
 			})
 		}
-		decided = err == nil
+		if decided = err == nil; decided {
+			// Our own log must go on to where the members leave, or it could lack a write that stands in the way. If it is
+			// the others that cannot be reached now, they have found nothing of that kind in theirs.
+			err = etcd.Joined(ctx)
+		}
 		if errors.Is(context.Cause(ctx), errOthersLeft) {
 			return nil // which needs no quorum
 		}
 		return err
 	})
-	if err == nil && !decided {
+	if err == nil {
 		err = m.applyAlone(ctx, s)
 	}
-	if err != nil {
-		return err
-	}
-	return m.noteLeaving(ctx, s, decided)
+	return decided, err
 }
 
 // applyAlone sees that the db holds all that the log knows to be committed. Without a quorum an etcd does apply that when it
@@ -125,22 +148,7 @@ func (m *Migrator) unapplied() error {
 		return err
 	}
 	defer db.Close()
-	return convert.Unapplied(log, db)
-}
-
-// shortLeases are those that could end while the members agree. They are renewed right before.
-func (m *Migrator) shortLeases() (ids []int64, err error) {
-	const short = 60 // seconds
-	side, err := m.sideData()
-	if err != nil || side == nil {
-		return nil, err
-	}
-	for id, ttl := range side.leases {
-		if ttl <= short && !isMarkLease(id) {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
+	return convert.Unapplied(log, db, isMarkLease)
 }
 
 // untilOthersLeft gives a context that ends with errOthersLeft when another member runs an older etcd.

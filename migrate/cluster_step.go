@@ -65,8 +65,11 @@ func clusterMember(v Member) cluster.Member {
 func (p Plan) together() bool {
 	upgrades := 0
 	for _, s := range p.Steps {
-		if s.Kind == StepUpgrade {
+		switch s.Kind {
+		case StepUpgrade:
 			upgrades++
+		case StepConvert:
+			return true // for which the members have to agree
 		}
 	}
 	return upgrades > 1

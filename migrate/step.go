@@ -89,7 +89,7 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, side *side
 	if s.Kind == StepConvert || s.Kind == StepConvertBack {
 		return nil // compared record by record before the new db took its place: a TTL is an expiry before, a lease after
 	}
-	if n := m.st.Log.Unapplied(); n > 0 && m.step == 1 {
+	if n := m.st.Log.Unapplied(); n > 0 && m.step == 1 && !m.st.several() {
 		result.Replayed = n // they are part of what is there now, and of every proof from here on
 		return nil
 	}

@@ -349,28 +349,39 @@ func TestClusterUpgrade(t *testing.T) {
 	}
 }
 
-// TestClusterRollback brings a cluster back over several minors, with one member killed and started again, and up again.
+// TestClusterRollback brings a cluster back over several minors, with one member killed and started again.
 func TestClusterRollback(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, 3)
-	c.fill("3.7")
-	began := time.Now()
-	for i, m := range c.members {
-		time.Sleep(time.Duration(i) * time.Second)
-		c.start(m, "3.4", "--allow-rollback")
+	paths := [][2]string{{"3.7", "3.4"}}
+	if os.Getenv("ETCD_MIGRATE_HA") != "" {
+		paths = append(paths, [2]string{"3.6", "3.5"}, [2]string{"3.4", "3.1"}, [2]string{"3.2", "3.0"})
 	}
-	c.killRandomly("3.4", "--allow-rollback")
-	c.arrived("3.4")
-	t.Logf("3.7 to 3.4 took %s", time.Since(began).Round(time.Millisecond))
-	client := c.serving(c.members[0], time.Minute)
-	_, err := client.Put(t.Context(), "/after", "1")
-	must(t, err)
-	leases, err := client.Leases(t.Context())
-	must(t, err)
-	for _, l := range leases.Leases {
-		if l.ID>>32 == 0x4554434d {
-			t.Errorf("lease %x is a mark that has been left behind", l.ID)
-		}
+	for _, p := range paths {
+		t.Run(p[0]+" to "+p[1], func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 3)
+			c.fill(p[0])
+			began := time.Now()
+			for i, m := range c.members {
+				time.Sleep(time.Duration(i) * time.Second)
+				c.start(m, p[1], "--allow-rollback")
+			}
+			c.killRandomly(p[1], "--allow-rollback")
+			c.arrived(p[1])
+			t.Logf("%s to %s took %s", p[0], p[1], time.Since(began).Round(time.Millisecond))
+			client := c.serving(c.members[0], time.Minute)
+			_, err := client.Put(t.Context(), "/after", "1")
+			must(t, err)
+			leases, err := client.Leases(t.Context())
+			if status.Code(err) == codes.Unimplemented {
+				return // before 3.3
+			}
+			must(t, err)
+			for _, l := range leases.Leases {
+				if l.ID>>32 == 0x4554434d {
+					t.Errorf("lease %x is a mark that has been left behind", l.ID)
+				}
+			}
+		})
 	}
 }
 

@@ -189,7 +189,7 @@ func (c *reversal) prepare(ctx context.Context) (r prepared, report V2Report, er
 		return r, report, fmt.Errorf("the db contains raft entry %d, but the raft log ends at %d: the log has lost its end",
 			c.info.ConsistentIndex, last)
 	}
-	if err := Unapplied(c.Log, c.db); err != nil {
+	if err := Unapplied(c.Log, c.db, nil); err != nil {
 		return r, report, err
 	}
 	problems, err := c.collect(ctx, true)

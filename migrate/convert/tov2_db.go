@@ -25,7 +25,9 @@ var ErrUnsettled = raftlog.ErrUnsettled
 // That an entry is beyond the db's consistent index does not say so. Up to 3.4 etcd notes the index only with a write to
 // a key and with a raft snapshot, so what else it has applied since looks as if it were missing. What says that the
 // cluster is at some version, or names the members, is no user's write, and neither is how much of a lease is over.
-func Unapplied(log *raftlog.Log, db *keyspace.DB) error {
+//
+// Leases that ignore names do not matter; nil for none.
+func Unapplied(log *raftlog.Log, db *keyspace.DB, ignore func(lease int64) bool) error {
 	info, err := db.Info()
 	if err != nil {
 		return err
@@ -40,6 +42,7 @@ func Unapplied(log *raftlog.Log, db *keyspace.DB) error {
 			return nil
 		}
 		switch r := e.V3; {
+		case ignore != nil && (r.LeaseGrant != nil && ignore(r.LeaseGrant.ID) || r.LeaseRevoke != nil && ignore(r.LeaseRevoke.ID)):
 		case r.LeaseGrant != nil:
 			if _, there := leases[r.LeaseGrant.ID]; !there {
 				granted[r.LeaseGrant.ID] = true

@@ -88,7 +88,7 @@ func (d *data) checkVersion() error {
 		return fmt.Errorf("the db contains raft entry %d, but the raft log ends at %d: the log has lost its end",
 			d.info.ConsistentIndex, last)
 	}
-	return d.withDB(func(db *keyspace.DB) error { return convert.Unapplied(d.Log, db) })
+	return d.withDB(func(db *keyspace.DB) error { return convert.Unapplied(d.Log, db, d.DropLeases) })
 }
 
 // checkMember refuses the data of several members, unless Several allows it: what is left behind would not be a cluster,

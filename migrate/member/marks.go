@@ -1,17 +1,21 @@
 package member
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // MarksV2 is the hidden directory of the v2 store in which a V2Board keeps its marks.
@@ -136,18 +140,73 @@ func (b LeaseBoard) do(ctx context.Context, what string, try func(context.Contex
 	return nil
 }
 
-// KeepAlive renews leases, which is no write. Those that are not there any more are no error.
-func (e *Etcd) KeepAlive(ctx context.Context, ids []int64) error {
+// QuietLeases sees that no lease ends for a while: those that are granted for less than that are let end, and the others
+// are renewed, which is no write; those with the longest time first, so that the others have more of it left. The leases are
+// those that etcd knows, from 3.3 on, and those of known. skip says which ones do not matter.
+func (e *Etcd) QuietLeases(ctx context.Context, while time.Duration, known []int64, skip func(int64) bool) error {
 	ctx, done := e.whileRunning(ctx)
 	defer done()
 	c, err := e.V3()
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		if _, err := c.KeepAliveOnce(ctx, clientv3.LeaseID(id)); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			return e.explain(ctx, "renew a lease", err)
+	var long []lease
+	err = insist(ctx, func(ctx context.Context) (err error) {
+		var short int
+		if long, short, err = leases(ctx, c, while, known, skip); err == nil && short > 0 {
+			err = fmt.Errorf("%d leases are about to end", short)
+		}
+		return err
+	})
+	slices.SortFunc(long, func(a, b lease) int { return cmp.Compare(b.ttl, a.ttl) })
+	for _, l := range long {
+		if err == nil {
+			if _, err = c.KeepAliveOnce(ctx, l.id); errors.Is(err, rpctypes.ErrLeaseNotFound) {
+				err = nil
+			}
 		}
 	}
+	if err != nil {
+		return e.explain(ctx, "wait for leases", err)
+	}
 	return nil
+}
+
+type lease struct {
+	id  clientv3.LeaseID
+	ttl int64
+}
+
+// leases gives those that are granted for longer than that, and counts the others.
+func leases(ctx context.Context, c *clientv3.Client, than time.Duration, known []int64, skip func(int64) bool) (long []lease, short int, err error) {
+	ids := map[clientv3.LeaseID]bool{}
+	for _, id := range known {
+		ids[clientv3.LeaseID(id)] = true
+	}
+	all, err := c.Leases(ctx)
+	if err != nil && status.Code(err) != codes.Unimplemented { // before 3.3
+		return nil, 0, err
+	}
+	if err == nil {
+		for _, l := range all.Leases {
+			ids[l.ID] = true
+		}
+	}
+	for id := range ids {
+		if skip(int64(id)) {
+			continue
+		}
+		res, err := c.TimeToLive(ctx, id)
+		switch {
+		case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		case err != nil:
+			return nil, 0, err
+		case res.GrantedTTL <= 0: // gone
+		case time.Duration(res.GrantedTTL)*time.Second <= than:
+			short++
+		default:
+			long = append(long, lease{id, res.GrantedTTL})
+		}
+	}
+	return long, short, nil
 }
