@@ -93,9 +93,6 @@ func (m *Migrator) decideToLeave(ctx context.Context, s Step) (decided bool, err
 		if err == nil {
 			board := member.LeaseBoard{Etcd: etcd, ID: markLease}
 			err = cluster.Decide(ctx, board, m.st.Member.ID, m.memberIDs(), before.writes > 0, func(ctx context.Context) error {
-				if err := m.allAt(s)(ctx); err != nil {
-					return err
-				}
 				return etcd.QuietLeases(ctx, quiet, known, isMarkLease)
 			})
 		}

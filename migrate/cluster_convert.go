@@ -104,7 +104,8 @@ func (m *Migrator) decideConversion(ctx context.Context, s Step) (decision, erro
 			if err := etcd.Joined(ctx); err != nil {
 				return err
 			}
-			return cluster.Decide(ctx, member.V2Board{Etcd: etcd}, m.st.Member.ID, m.memberIDs(), stale, m.allAt(s))
+			return cluster.Decide(ctx, member.V2Board{Etcd: etcd}, m.st.Member.ID, m.memberIDs(), stale,
+				func(context.Context) error { return nil })
 		})
 		if err == nil {
 			d, err = m.decisionInV2()
@@ -133,28 +134,6 @@ func (m *Migrator) withPeers(ctx context.Context, s Step, do func(context.Contex
 	return running(ctx, cfg, func(etcd *member.Etcd) error {
 		return m.watching(ctx, s, etcd, func() error { return do(ctx, etcd) })
 	})
-}
-
-// allAt waits until every other member runs the step's minor.
-func (m *Migrator) allAt(s Step) func(context.Context) error {
-	return func(ctx context.Context) error {
-		for {
-			missing := 0
-			for _, p := range m.peers.Status(ctx) {
-				if p.Err != nil || p.Server.Minor() != s.To.Minor() {
-					missing++
-				}
-			}
-			if missing == 0 {
-				return nil
-			}
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-time.After(watchPeers / 4):
-			}
-		}
-	}
 }
 
 func (m *Migrator) memberIDs() (ids []string) {

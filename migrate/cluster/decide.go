@@ -22,6 +22,7 @@ const (
 	MarkDecide = "decide"
 	MarkGo     = "go"
 	markReady  = "ready-" // and a member's ID
+	markHere   = "here-"  // and a member's ID
 )
 
 // MarkReady is set by a member that has the decision in its log.
@@ -32,26 +33,37 @@ var pollMarks = 100 * time.Millisecond // shorter in tests
 // Decide makes all members agree on one entry of the raft log, and returns when the agreement stands: every member has that
 // entry, and each will find the same one, the last Decide before Go.
 //
-// It is a commit in two phases. The first member in the order of the IDs sets Decide when here says that all members are
-// there, then clears every Ready that is older, waits until each of the others has set its own, and sets Go: nobody leaves
+// It is a commit in two phases, after a roll call. The first member in the order of the IDs clears every Here, and waits until
+// each of the others has set its own: from then on none of them writes a raft snapshot, and no client writes anything. It does
+// what else it has to (prepare), sets Decide, then clears every Ready that is older, waits until each of the others has set its own, and sets Go: nobody leaves
 // before that. A Ready that is left is behind Decide in the log, so whoever has set it has Decide, too. Until Go is set, each
 // of them can be killed and begin again. Go, once set, stands; the first member looks for it before anything else.
 //
 // stale says that Go, if it is there, is of an earlier attempt that cannot be gone on with. Then it is cleared first.
-func Decide(ctx context.Context, b Board, self string, ids []string, stale bool, here func(context.Context) error) error {
+func Decide(ctx context.Context, b Board, self string, ids []string, stale bool, prepare func(context.Context) error) error {
 	ids = slices.Sorted(slices.Values(ids))
 	if self == ids[0] {
-		return lead(ctx, b, ids[1:], stale, here)
+		return lead(ctx, b, ids[1:], stale, prepare)
 	}
 	return follow(ctx, b, self, stale)
 }
 
-func lead(ctx context.Context, b Board, others []string, stale bool, here func(context.Context) error) error {
+func lead(ctx context.Context, b Board, others []string, stale bool, prepare func(context.Context) error) error {
 	decided, err := b.Has(ctx, MarkGo)
 	if err != nil || decided && !stale {
 		return err
 	}
-	if err := here(ctx); err != nil {
+	for _, id := range others {
+		if err := b.Clear(ctx, markHere+id); err != nil {
+			return err
+		}
+	}
+	for _, id := range others {
+		if err := until(ctx, func() (bool, error) { return b.Has(ctx, markHere+id) }); err != nil {
+			return err
+		}
+	}
+	if err := prepare(ctx); err != nil {
 		return err
 	}
 	for _, mark := range []string{MarkGo, MarkDecide} {
@@ -78,13 +90,22 @@ func lead(ctx context.Context, b Board, others []string, stale bool, here func(c
 func follow(ctx context.Context, b Board, self string, stale bool) error {
 	return until(ctx, func() (bool, error) {
 		decided, err := b.Has(ctx, MarkGo)
-		switch {
-		case err != nil:
-			return false, err
-		case decided:
-			return !stale, nil
+		if err != nil || decided && !stale {
+			return decided, err
 		}
-		stale = false // a new one cannot come unseen, because it waits for our Ready
+		if !decided {
+			stale = false // a new one cannot come unseen, because it waits for our Ready
+		}
+		here, err := b.Has(ctx, markHere+self)
+		if err == nil && !here {
+			err = b.Set(ctx, markHere+self)
+		}
+		if err != nil || !here {
+			return false, err
+		}
+		if decided {
+			return false, nil // it is cleared after the roll call
+		}
 		for _, mark := range []string{MarkDecide, MarkReady(self)} {
 			there, err := b.Has(ctx, mark)
 			if err != nil {

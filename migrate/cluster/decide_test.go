@@ -85,7 +85,7 @@ func TestDecide(t *testing.T) {
 	pollMarks = time.Microsecond
 	t.Cleanup(func() { pollMarks = 100 * time.Millisecond })
 	kills := 0
-	for seed := range uint64(200) {
+	for seed := range uint64(80) {
 		n := 2 + int(seed%4)
 		var ids []string
 		for i := range n {
@@ -145,7 +145,7 @@ func TestDecide(t *testing.T) {
 			t.Fatalf("the log: %v", r.log)
 		}
 	}
-	if kills < 200 {
+	if kills < 80 {
 		t.Errorf("only %d kills: this tests too little", kills)
 	}
 }
