@@ -36,13 +36,9 @@ func etcds(t *testing.T) binaries.Set {
 
 func newest(t *testing.T, set binaries.Set, minor string) binaries.Binary {
 	t.Helper()
-	m, err := versionfile.ParseMinor(minor)
+	b, err := pathtest.Newest(set, minor)
 	if err != nil {
 		t.Fatal(err)
-	}
-	b, ok := set.Newest(m)
-	if !ok {
-		t.Fatalf("no etcd %s; run `make binaries`", minor)
 	}
 	return b
 }
@@ -81,12 +77,7 @@ func write(t *testing.T, set binaries.Set, minor string, storage versionfile.Sto
 
 func start(t *testing.T, bin binaries.Binary, dir string, flags ...string) *pathtest.Server {
 	t.Helper()
-	s, err := pathtest.Start(t.Context(), bin, dir, flags...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Kill() }) // unless it was stopped
-	return s
+	return pathtest.Serve(t, bin, dir, flags...)
 }
 
 func stop(t *testing.T, s *pathtest.Server) {

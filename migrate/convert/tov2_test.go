@@ -29,16 +29,7 @@ func serveV2(t testing.TB, minor int, dir string) *pathtest.Server {
 	if testing.Short() {
 		t.Skip("needs real etcds")
 	}
-	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
-	must(t, err)
-	bin, ok := set.Newest(versionfile.Minor{Major: 3, Minor: minor})
-	if !ok {
-		t.Fatalf("there is no etcd 3.%d: run make binaries", minor)
-	}
-	s, err := pathtest.Start(t.Context(), bin, dir)
-	must(t, err)
-	t.Cleanup(func() { s.Kill() })
-	return s
+	return pathtest.Serve(t, pathtest.Binary(t, os.Getenv("ETCD_MIGRATE_BIN_DIR"), fmt.Sprintf("3.%d", minor)), dir)
 }
 
 // loadV2 reads a stopped member's log and v2 store, as the migrator does.

@@ -100,7 +100,7 @@ func putV2(t testing.TB, s *pathtest.Server, key, value string) {
 
 // withoutLeases is what a v2 store holds of a v3 store's keys.
 func withoutLeases(c pathtest.Content) pathtest.Content {
-	v2 := pathtest.Content{Keys: map[string]pathtest.Key{}, Read: c.Read}
+	v2 := pathtest.Content{Keys: map[string]pathtest.Key{}, Revision: c.Revision, Read: c.Read}
 	for name, k := range c.Keys {
 		k.Lease, k.TTL = 0, 0
 		v2.Keys[name] = k

@@ -22,15 +22,7 @@ func etcdBinary(t testing.TB, minor string) binaries.Binary {
 	if testing.Short() {
 		t.Skip("needs real etcds")
 	}
-	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
-	must(t, err)
-	m, err := versionfile.ParseMinor(minor)
-	must(t, err)
-	bin, ok := set.Newest(m)
-	if !ok {
-		t.Fatalf("there is no etcd %s: run make binaries", minor)
-	}
-	return bin
+	return pathtest.Binary(t, os.Getenv("ETCD_MIGRATE_BIN_DIR"), minor)
 }
 
 func must(t testing.TB, err error) {
@@ -50,10 +42,7 @@ func minor(t testing.TB, s string) versionfile.Minor {
 // serve starts an etcd on a data dir, and stops it when the test ends.
 func serve(t testing.TB, version, dir string, flags ...string) *pathtest.Server {
 	t.Helper()
-	s, err := pathtest.Start(t.Context(), etcdBinary(t, version), dir, flags...)
-	must(t, err)
-	t.Cleanup(func() { s.Kill() })
-	return s
+	return pathtest.Serve(t, etcdBinary(t, version), dir, flags...)
 }
 
 // upgrade makes a private etcd take the data over, as a step of a migration does.

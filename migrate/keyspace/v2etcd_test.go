@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 )
 
 // v2Etcd is a real etcd on a directory of its own, driven through the v2 API.
@@ -33,24 +35,15 @@ type v2Etcd struct {
 func v2EtcdBinary(t *testing.T, version string) string {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("needs a real etcd")
+		t.Skip("needs real etcds")
 	}
-	dir := os.Getenv("ETCD_MIGRATE_BIN_DIR")
-	if dir == "" {
-		wd, err := os.Getwd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for dir = filepath.Join(wd, "bin", "etcd"); ; dir = filepath.Join(wd, "bin", "etcd") {
-			if _, err := os.Stat(dir); err == nil || wd == filepath.Dir(wd) {
-				break
-			}
-			wd = filepath.Dir(wd)
-		}
+	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	path := filepath.Join(dir, "etcd-"+version)
+	path := filepath.Join(set.Dir, "etcd-"+version)
 	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("run make binaries: %v", err)
+		t.Fatalf("%v: run make binaries", err)
 	}
 	return path
 }
@@ -122,7 +115,7 @@ func (e *v2Etcd) wait() {
 		resp, err := http.Get(e.url + "/v2/keys/?quorum=true")
 		if err == nil {
 			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if resp.StatusCode == http.StatusOK && e.clusterVersion() {
 				break
 			}
 		}
@@ -131,6 +124,17 @@ func (e *v2Etcd) wait() {
 			e.t.Fatalf("etcd does not answer: %v\n%s", err, e.log.String())
 		}
 	}
+}
+
+// clusterVersion reports whether the cluster has agreed on a version, which the leader proposes after its election.
+func (e *v2Etcd) clusterVersion() bool {
+	resp, err := http.Get(e.url + "/version")
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return err == nil && !bytes.Contains(body, []byte("not_decided"))
 }
 
 func (e *v2Etcd) stop() {

@@ -2,39 +2,36 @@ package keyspace
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	bolt "go.etcd.io/bbolt"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
+
+	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
-// v3Bin gives the path of an etcd that `make binaries` has built.
-func v3Bin(t *testing.T, version string) string {
+// v3Bin gives an etcd that `make binaries` has built.
+func v3Bin(t *testing.T, version string) binaries.Binary {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs real etcds")
 	}
-	dir := os.Getenv("ETCD_MIGRATE_BIN_DIR")
-	for up := "."; dir == "" && len(up) < 40; up += "/.." {
-		if _, err := os.Stat(filepath.Join(up, "bin", "etcd")); err == nil {
-			dir = filepath.Join(up, "bin", "etcd")
-		}
-	}
-	bin := filepath.Join(dir, "etcd-"+version)
-	if _, err := os.Stat(bin); dir == "" || err != nil {
+	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
+	v3Must(t, err)
+	release, err := versionfile.ParseRelease(version)
+	v3Must(t, err)
+	bin, ok := set.Get(release)
+	if !ok {
 		t.Fatalf("etcd-%s is missing: run make binaries", version)
 	}
 	return bin
@@ -43,51 +40,10 @@ func v3Bin(t *testing.T, version string) string {
 // v3Etcd starts an etcd on a data dir and gives a client for it and a function that stops it.
 func v3Etcd(t *testing.T, version, dir string, args ...string) (*clientv3.Client, func()) {
 	t.Helper()
-	bin := v3Bin(t, version)
-	// An address of its own in 127.0.0.0/8, so that no other process takes the ports in between.
-	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
-	urls := []string{"http://" + host + ":2379", "http://" + host + ":2380"}
-	cmd := exec.Command(bin, append([]string{
-		"--name", "m", "--data-dir", dir, "--listen-client-urls", urls[0], "--advertise-client-urls", urls[0],
-		"--listen-peer-urls", urls[1], "--initial-advertise-peer-urls", urls[1], "--initial-cluster", "m=" + urls[1],
-		"--heartbeat-interval", "10", "--election-timeout", "50",
-	}, args...)...)
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "ETCD") })
-	cmd.Env = append(cmd.Env, "ETCD_UNSUPPORTED_ARCH=arm64")
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan struct{})
-	go func() {
-		cmd.Wait()
-		close(exited)
-	}()
-	stop := func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-exited
-	}
-	t.Cleanup(stop)
-	client, err := clientv3.New(clientv3.Config{Endpoints: urls[:1], DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	s := pathtest.Serve(t, v3Bin(t, version), dir, args...)
+	client, err := s.V3()
 	v3Must(t, err)
-	t.Cleanup(func() { client.Close() })
-	for deadline := time.After(30 * time.Second); ; {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		_, err := client.Get(ctx, "x")
-		cancel()
-		if err == nil {
-			return client, stop
-		}
-		select {
-		case <-exited:
-			t.Fatalf("etcd has ended:\n%s", &log)
-		case <-deadline:
-			stop()
-			t.Fatalf("etcd does not answer: %v\n%s", err, &log)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	return client, func() { v3Must(t, s.Stop()) }
 }
 
 // TestDB writes all that a v3 store can hold with every etcd and reads it back from the stopped member.

@@ -19,6 +19,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 )
 
 var versions = []string{
@@ -35,21 +37,13 @@ func etcdBinary(t testing.TB, name string) string {
 	if testing.Short() {
 		t.Skip("needs real etcds")
 	}
-	dir := os.Getenv("ETCD_MIGRATE_BIN_DIR")
-	if dir == "" {
-		up, err := os.Getwd()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for ; up != filepath.Dir(up); up = filepath.Dir(up) {
-			if dir = filepath.Join(up, "bin", "etcd"); exists(dir) {
-				break
-			}
-		}
+	set, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	path := filepath.Join(dir, name)
-	if !exists(path) {
-		t.Fatalf("%s is missing: run make binaries", name)
+	path := filepath.Join(set.Dir, name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run make binaries", err)
 	}
 	return path
 }
