@@ -48,11 +48,6 @@ func etcdBinary(t testing.TB, name string) string {
 	return path
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
 // environment is this process's without anything that would configure an etcd.
 func environment() []string {
 	env := []string{"ETCDCTL_API=3"}
