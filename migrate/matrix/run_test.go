@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
 	"github.com/etcd-migrate/etcd-migrate/migrate/matrix"
@@ -144,5 +146,56 @@ func TestNotAtHand(t *testing.T) {
 	report, err := matrix.Run(t.Context(), o)
 	if err != nil || report.Count(matrix.Refused) != 1 || !strings.Contains(report.Results[0].Reason, "needs an etcd 3.5") {
 		t.Errorf("%v, %+v", err, report)
+	}
+}
+
+// TestOwnData has data of a user's own that cannot be read once it is copied: it is refused before that.
+func TestOwnData(t *testing.T) {
+	set := etcds(t)
+	o := options(t, set, "3.6", "3.7")
+	bin, err := pathtest.Newest(set, "3.6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(context.Context, *clientv3.Client) error{
+		"cluster of 2 members": func(ctx context.Context, c *clientv3.Client) error {
+			_, err := c.MemberAdd(ctx, []string{"http://127.0.0.1:1"})
+			return err
+		},
+		"authentication is enabled": func(ctx context.Context, c *clientv3.Client) error {
+			_, err := c.UserAdd(ctx, "root", "secret")
+			if err == nil {
+				_, err = c.UserGrantRole(ctx, "root", "root")
+			}
+			if err == nil {
+				_, err = c.AuthEnable(ctx)
+			}
+			return err
+		},
+	} {
+		o.DataDir, o.WorkDir = t.TempDir(), t.TempDir()
+		s := pathtest.Serve(t, bin, o.DataDir)
+		c, err := s.V3()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := change(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		report, err := matrix.Run(t.Context(), o)
+		if report != nil || migrate.KindOf(err) != migrate.InUse {
+			t.Errorf("%s, while its etcd runs: %v", want, err)
+		}
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		o.Resume = true
+		report, err = matrix.Run(t.Context(), o)
+		if report != nil || migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, %+v", want, err, report)
+		}
+		if _, err := os.Stat(filepath.Join(o.WorkDir, "original", "data")); err == nil {
+			t.Errorf("%s: it was copied", want)
+		}
 	}
 }

@@ -54,6 +54,10 @@ func copyOriginal(ctx context.Context, o Options, dir string) (*original, error)
 	if user.state.Presence == migrate.Fresh {
 		return nil, refuse(fmt.Errorf("%s holds no member's data", o.DataDir), "give a data dir that an etcd has written")
 	}
+	if len(user.state.Members) > 1 {
+		return nil, refuse(fmt.Errorf("the data is of a cluster of %d members, and one alone cannot be started", len(user.state.Members)),
+			"make a copy, start the etcd that it is of on it once with --force-new-cluster, stop it, and give the copy")
+	}
 	if user.state.V2.AuthEnabled || user.state.V3.AuthEnabled {
 		return nil, refuse(errors.New("authentication is enabled in the data, so that nothing can be read through etcd's API"),
 			"use `etcd-migrate rehearse`, which needs no password, or a copy of the data with authentication disabled")
