@@ -47,7 +47,8 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 	if !m.plan.needsBackup() {
 		return nil
 	}
-	if j := readJournal(m.layout); j != nil && j.Permanent == now.Permanent() {
+	if j := readJournal(m.layout); j != nil && (j.Permanent == now.Permanent() || m.converted(j)) {
+		j.Permanent = now.Permanent()
 		j.From, j.Target = m.st.Version, m.plan.Target
 		return m.useBackup(*j, Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
 	}
@@ -103,11 +104,17 @@ func (m *Migrator) revision() int64 {
 	return int64(m.st.V2.Index)
 }
 
+// converted reports whether the data is what a conversion has just made of it, and the run was killed before it could note
+// what the records are now. A write since would have raised the revision.
+func (m *Migrator) converted(j *journal) bool {
+	return j.From.Storage != j.Target.Storage && m.st.Version.Storage == j.Target.Storage && m.revision() == j.Revision
+}
+
 // checkLost finds what a run did not live to see: keys are not what they were when the migration began, and yet nobody has
 // written since. A conversion is not looked at, because it changes what is counted.
 func (m *Migrator) checkLost(now *keyspace.Fingerprint) error {
 	j := readJournal(m.layout)
-	if j == nil || j.Permanent == now.Permanent() || m.revision() > j.Revision ||
+	if j == nil || j.Permanent == now.Permanent() || m.revision() != j.Revision ||
 		j.From.Storage != j.Target.Storage || j.From.Storage != m.st.Version.Storage || j.Target.Storage != m.plan.Target.Storage {
 		return nil
 	}

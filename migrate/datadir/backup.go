@@ -113,8 +113,8 @@ func createBackup(ctx context.Context, l Layout, dir string, meta Meta, progress
 	return b, b.Err
 }
 
-// UnchangedSince gives the newest good backup in dir that is of this member and of exactly the files that it has now, by
-// their names, sizes, owners, modes and times. Nothing has touched the member since that backup was made.
+// UnchangedSince gives the newest good backup of this member in dir, if that is of exactly the files that it has now, by their
+// names, sizes, owners, modes and times: nothing has touched the member since.
 func (l Layout) UnchangedSince(dir string) (b Backup, found bool, err error) {
 	all, err := ListBackups(dir)
 	if err != nil {
@@ -130,8 +130,8 @@ func (l Layout) UnchangedSince(dir string) (b Backup, found bool, err error) {
 		return a == b
 	}
 	for _, b := range slices.Backward(all) {
-		if b.Err == nil && b.Manifest.DataDir == l.DataDir && slices.EqualFunc(now, b.Manifest.Files, same) {
-			return b, true, nil
+		if b.Err == nil && b.Manifest.DataDir == l.DataDir {
+			return b, slices.EqualFunc(now, b.Manifest.Files, same), nil
 		}
 	}
 	return b, false, nil
