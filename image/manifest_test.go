@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
-	"github.com/etcd-migrate/etcd-migrate/manifest"
+	"github.com/etcd-migrate/etcd-migrate/image/manifest"
 )
 
 // TestKubeadmPatch applies the patch to what kubeadm writes. What comes out is the static pod's manifest.

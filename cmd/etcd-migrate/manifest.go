@@ -6,7 +6,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/etcd-migrate/etcd-migrate/manifest"
+	"github.com/etcd-migrate/etcd-migrate/image/manifest"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 

@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
-	"github.com/etcd-migrate/etcd-migrate/internal/golden"
 	"github.com/etcd-migrate/etcd-migrate/migrate/matrix"
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest/golden"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 

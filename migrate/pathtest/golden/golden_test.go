@@ -11,14 +11,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/etcd-migrate/etcd-migrate/internal/golden"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest/golden"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
-const archives = "../../testdata/golden"
+const archives = "../../../testdata/golden"
 
 // TestArchives unpacks each archive, compares what Inspect says of it with its list, brings it to the newest etcd, and
 // compares all that this serves with the list.

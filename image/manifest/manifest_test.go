@@ -233,7 +233,7 @@ func FuzzEdit(f *testing.F) {
 	for _, tc := range pods {
 		f.Add([]byte(tc.in), tc.image, 0)
 	}
-	files, err := filepath.Glob("../image/testdata/*etcd*")
+	files, err := filepath.Glob("../testdata/*etcd*")
 	if err != nil || len(files) < 2 {
 		f.Fatal(files, err)
 	}
