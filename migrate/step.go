@@ -216,8 +216,9 @@ func running(ctx context.Context, cfg member.Config, do func(*member.Etcd) error
 	return do(etcd)
 }
 
-// stopGrace is how long an etcd is left to stop cleanly after a signal to us: a container is killed 30 s after it.
-var stopGrace = 20 * time.Second
+// stopGrace is how long an etcd is left to stop cleanly after a signal to us, or after its time is over: a container is killed
+// 30 s after the signal.
+const stopGrace = 20 * time.Second
 
 // stopEtcd stops an etcd. That is not to be hurried by whatever ended the step, because a clean stop leaves nothing to mend.
 func stopEtcd(ctx context.Context, etcd *member.Etcd) error {
