@@ -68,7 +68,15 @@ func (m *Migrator) decisionInV2() (d decision, err error) {
 func (m *Migrator) convertTogether(ctx context.Context, s Step) error {
 	ctx, cancel := m.stepContext(ctx, s)
 	defer cancel()
-	if j := readJournal(m.layout); j == nil || j.Converted == 0 {
+	j := readJournal(m.layout)
+	if j == nil {
+		return errors.New("the journal is gone")
+	}
+	done, err := m.hasConverted(j.Converted)
+	if err != nil {
+		return err
+	}
+	if !done {
 		d, err := m.decideConversion(ctx, s)
 		if err != nil {
 			return err
@@ -76,11 +84,9 @@ func (m *Migrator) convertTogether(ctx context.Context, s Step) error {
 		if err := m.convertAt(ctx, d); err != nil {
 			return err
 		}
-		if j != nil {
-			j.Converted = d.index
-			if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
-				return err
-			}
+		j.Converted = d.index
+		if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
+			return err
 		}
 	}
 	return m.withPeers(ctx, s, func(ctx context.Context, etcd *member.Etcd) error {
@@ -88,12 +94,24 @@ func (m *Migrator) convertTogether(ctx context.Context, s Step) error {
 			return err
 		}
 		board := member.V2Board{Etcd: etcd}
-		return cluster.Away(ctx, board, func(id string) string { return "converted-" + id }, m.st.Member.ID, m.memberIDs(), func() (bool, error) {
+		return cluster.Away(ctx, board, markConverted, m.st.Member.ID, m.memberIDs(), func() (bool, error) {
 			// The marks go when the v2 store is emptied, for which all members must have converted.
 			there, err := board.Has(ctx, cluster.MarkGo)
 			return !there, err
 		})
 	})
+}
+
+func markConverted(id string) string { return "converted-" + id }
+
+// hasConverted reports whether the conversion that the journal tells of still is one of what the v2 store holds: if an etcd
+// has served clients since, it is not.
+func (m *Migrator) hasConverted(index uint64) (bool, error) {
+	if index == 0 {
+		return false, nil
+	}
+	d, err := m.decisionInV2()
+	return d.index == index && d.writes == 0 || m.st.V2.Keys == 0, err
 }
 
 // decideConversion lets the members agree, if they have not yet.
@@ -104,8 +122,15 @@ func (m *Migrator) decideConversion(ctx context.Context, s Step) (decision, erro
 			if err := etcd.Joined(ctx); err != nil {
 				return err
 			}
-			return cluster.Decide(ctx, member.V2Board{Etcd: etcd}, m.st.Member.ID, m.memberIDs(), stale,
-				func(context.Context) error { return nil })
+			board := member.V2Board{Etcd: etcd}
+			return cluster.Decide(ctx, board, m.st.Member.ID, m.memberIDs(), stale, func(ctx context.Context) error {
+				for _, id := range m.memberIDs() { // what an earlier attempt has left
+					if err := board.Clear(ctx, markConverted(id)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
 		})
 		if err == nil {
 			d, err = m.decisionInV2()

@@ -369,3 +369,52 @@ func TestResolveTarget(t *testing.T) {
 		t.Errorf("with an unknown storage: %v", err)
 	}
 }
+
+// TestPlanOfSeveral: nothing that only a member alone can do, and every etcd that the members need to agree.
+func TestPlanOfSeveral(t *testing.T) {
+	several := func(st *State) {
+		st.Members = []Member{{ID: "1"}, {ID: "2"}, {ID: "3"}}
+		st.Member = st.Members[0]
+		st.Log.Uncommitted = 2
+	}
+	for name, tc := range map[string]struct {
+		state  State
+		target string
+		want   []string
+	}{
+		"up": {at("3.5.35/etcd3", several), "3.7.3/etcd3", []string{
+			"upgrade 3.6.16/etcd3 by etcd-3.6.16", "upgrade 3.7.3/etcd3 by etcd-3.7.3",
+		}},
+		"etcd2": {at("2.3.8/etcd2", several), "3.0.17/etcd3", []string{
+			"upgrade 3.0.17/etcd2 by etcd-3.0.17", "convert 3.0.17/etcd3 by etcd-3.0.17", "empty-v2 3.0.17/etcd3 by etcd-3.0.17",
+		}},
+		"back": {at("3.7.3/etcd3", several), "3.5.35/etcd3", []string{
+			"replay 3.7.3/etcd3 by etcd-3.7.3", "downgrade 3.6.16/etcd3", "downgrade 3.5.35/etcd3 by etcd-3.5.35",
+		}},
+		"back, agreed": {at("3.7.3/etcd3", several, func(st *State) { st.left = true }), "3.6.16/etcd3", []string{
+			"downgrade 3.6.16/etcd3 by etcd-3.6.16",
+		}},
+	} {
+		p, err := MakePlan(tc.state, parse(tc.target), all, LeftoversRefuse)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(tc.want, steps(p)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+	for name, tc := range map[string]struct {
+		state  State
+		target string
+		have   binaries.Set
+	}{
+		"no etcd to agree with": {at("3.7.3/etcd3", several), "3.6.16/etcd3", have("3.6.16")},
+		"no etcd to go back to": {at("3.7.3/etcd3", several), "3.6.16/etcd3", have("3.7.3")},
+		"none to convert with":  {at("3.3.27/etcd2", several), "3.4.31/etcd3", have("3.4.31")},
+	} {
+		if _, err := MakePlan(tc.state, parse(tc.target), tc.have, LeftoversRefuse); KindOf(err) != Refused {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
