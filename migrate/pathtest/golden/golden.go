@@ -73,7 +73,7 @@ func Unpack(r io.Reader, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // it has only been read
 	for t := tar.NewReader(z); ; {
 		h, err := t.Next()
 		if err == io.EOF {
