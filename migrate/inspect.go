@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
@@ -158,6 +159,7 @@ type contents struct {
 	granted                map[int64]struct{} // leases that have not, either
 	entries                entryCount
 	until                  uint64 // the last entry that counts for the v2 store, 0 for the last committed one
+	joining                bool   // a member was being added when etcd ended
 }
 
 func readMember(ctx context.Context, l datadir.Layout) (*contents, error) {
@@ -233,6 +235,9 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 		m.tree.Forget(member.MarksV2) // what members tell each other is none of the users' keys
 	}
 	return m.log.EachUncommitted(func(e raftlog.Entry) error {
+		if c := e.ConfChange; c != nil && c.Type == raftpb.ConfChangeAddNode && c.NodeID != m.log.NodeID() {
+			m.joining = true
+		}
 		m.entries.add(e)
 		return nil
 	})

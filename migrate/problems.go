@@ -12,6 +12,12 @@ import (
 func (st *State) checkMember(m *contents) {
 	st.checkDB(m)
 	st.checkMembers()
+	if st.voters() == 1 && m.joining {
+		// This member alone will commit it when it starts, and from then on wait for the other.
+		st.block("member-joining", "a member was being added to the cluster of this one when etcd was killed, and is part of it as soon as etcd starts",
+			fmt.Sprintf("start etcd %s on the data and the other member with it, or this one with --force-new-cluster if there is none; "+
+				"stop them, and migrate then", st.Version.Minor()))
+	}
 	if st.V3.Downgrade != "" {
 		st.block("downgrade-pending", fmt.Sprintf("a downgrade to etcd %s has been enabled and is neither done nor cancelled", st.V3.Downgrade),
 			fmt.Sprintf("start etcd %s on the data and give `etcdctl downgrade cancel`, or finish the downgrade first: "+

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
@@ -253,5 +254,29 @@ func TestFailedProofIsRemembered(t *testing.T) {
 		if migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "3 keys are gone") || !strings.Contains(err.Error(), r.Backup) {
 			t.Errorf("%s: %v", target, err)
 		}
+	}
+}
+
+// TestMemberJoining: an etcd that is killed right after `member add` has it in its log, and often not as committed yet. Alone
+// it can never be ready.
+func TestMemberJoining(t *testing.T) {
+	set := etcds(t)
+	for _, minor := range []string{"3.4", "3.6"} {
+		t.Run(minor, func(t *testing.T) {
+			t.Parallel()
+			m := blank(t, set)
+			s := start(t, newest(t, set, minor), m.dir)
+			c, err := s.V3()
+			must(t, err)
+			// In its first seconds etcd takes nobody, because it does not see itself connected for long enough.
+			for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+				if _, err = c.MemberAdd(t.Context(), []string{"http://127.0.0.1:1"}); err == nil || time.Now().After(deadline) {
+					break
+				}
+			}
+			must(t, err)
+			must(t, s.Kill())
+			refusedUnchanged(t, m, m.request(t, "3.7"))
+		})
 	}
 }
