@@ -50,7 +50,7 @@ type entrypoint struct {
 }
 
 type commonFlags struct {
-	ShowKeys bool             `help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run."`
+	ShowKeys bool             `help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run. For matrix: name the keys of --data-dir that differ."`
 	Version  kong.VersionFlag `help:"Print the version and exit."`
 }
 
@@ -91,7 +91,7 @@ func start(program string, args []string) int {
 	if !inPod {
 		saveMemory()
 	}
-	names := namePrinter{os.Stderr, *showKeys || !inPod && term.IsTerminal(int(os.Stderr.Fd()))}
+	names := namePrinter{w: os.Stderr, asked: *showKeys, show: *showKeys || !inPod && term.IsTerminal(int(os.Stderr.Fd()))}
 	kctx.Bind(names)
 	err = kctx.Run()
 	if err == nil {
@@ -111,8 +111,9 @@ func start(program string, args []string) int {
 // namePrinter shows examples of what users have named, where a person sees them or has asked for them. Nothing else does:
 // they must not get into the log of a container.
 type namePrinter struct {
-	w    io.Writer
-	show bool
+	w     io.Writer
+	show  bool
+	asked bool // with --show-keys
 }
 
 func (p namePrinter) print(about []migrate.Names) {

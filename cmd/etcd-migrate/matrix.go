@@ -57,11 +57,12 @@ The exit code is 1 if a pair failed (with --strict also if one was refused). Wit
 version to start from first. Give --work-dir and --resume, and a matrix that was killed goes on where it was.`
 }
 
-func (c *matrixCmd) Run(ctx context.Context) (err error) {
+func (c *matrixCmd) Run(ctx context.Context, names namePrinter) (err error) {
 	o, err := c.options()
 	if err != nil {
 		return err
 	}
+	o.NameKeys = names.asked
 	cleanUp := func(*matrix.Report) error { return nil }
 	if c.WorkDir == "" {
 		if o.WorkDir, cleanUp, err = temporaryWorkDir(); err != nil {

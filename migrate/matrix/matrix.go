@@ -92,6 +92,8 @@ type Options struct {
 	// on it. Empty: a built-in workload of Keys plain keys and some fifty special ones.
 	DataDir, WALDir string
 	Keys            int
+	// NameKeys says that the results may name keys of DataDir. Those of the built-in workload always are.
+	NameKeys bool
 	// WorkDir is where everything is done, and where the results are kept. It must exist. Room for three times the data is
 	// needed for each job, and once more for each version that a job starts from.
 	WorkDir string

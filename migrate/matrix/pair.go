@@ -120,6 +120,9 @@ func (m *runner) prove(ctx context.Context, s *source, p Pair, dir string, r *Re
 	if err == nil {
 		r.After = count(after)
 		if r.Differences = pathtest.Compare(*s.content, after); len(r.Differences) > 0 {
+			if m.user != nil && !m.NameKeys {
+				r.Differences = []string{fmt.Sprintf("differences: %d", len(r.Differences))}
+			}
 			err = errors.New("the target's etcd does not serve what the source's did")
 		}
 	}

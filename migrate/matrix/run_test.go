@@ -78,6 +78,28 @@ func TestLost(t *testing.T) {
 	if r.Outcome != matrix.Failed || len(r.Differences) == 0 || !strings.Contains(strings.Join(r.Differences, "\n"), "is lost") {
 		t.Errorf("%+v", r)
 	}
+
+	// Of a user's own data no key is named, unless that is asked for.
+	bin, err := pathtest.Newest(set, "3.6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.DataDir = t.TempDir()
+	s := pathtest.Serve(t, bin, o.DataDir)
+	if err := errors.Join(s.WriteOnce(t.Context()), s.Stop()); err != nil {
+		t.Fatal(err)
+	}
+	for _, o.NameKeys = range []bool{false, true} {
+		o.WorkDir = t.TempDir()
+		report, err := matrix.Run(t.Context(), o)
+		if err != nil || len(report.Results) != 1 {
+			t.Fatalf("%v, %+v", err, report)
+		}
+		r := report.Results[0]
+		if named := strings.Contains(strings.Join(r.Differences, "\n"), "/pathtest/written"); len(r.Differences) == 0 || named != o.NameKeys {
+			t.Errorf("asked for names: %t: %q", o.NameKeys, r.Differences)
+		}
+	}
 }
 
 // TestFailed has an etcd on the way that does not start: pairs that need it fail and say so, the others pass, the failed
