@@ -116,9 +116,9 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, side *side
 
 // correctVersionFile makes version.txt say what the data was found to be at, where it says something else: an earlier run
 // was killed between a step and its record. Should this one be killed there too, the two would be two minors apart, and
-// nobody could tell any more which of them is right.
+// nobody could tell any more which of them is right. With no step left, this is the record that it was killed before.
 func (m *Migrator) correctVersionFile() error {
-	if f := m.st.VersionFile; len(m.plan.Steps) == 0 || m.st.Presence == Fresh || f == nil || *f == m.st.Version {
+	if f := m.st.VersionFile; m.st.Presence == Fresh || f == nil || *f == m.st.Version {
 		return nil
 	}
 	if err := versionfile.Write(m.layout.DataDir, m.st.Version); err != nil {

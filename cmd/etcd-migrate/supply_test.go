@@ -80,9 +80,6 @@ func copySources(t *testing.T, to string) {
 		if d.IsDir() {
 			return os.MkdirAll(filepath.Join(to, rel), 0o755)
 		}
-		if ext := filepath.Ext(rel); !slices.Contains([]string{".go", ".mod", ".sum"}, ext) && rel != "Makefile" {
-			return nil
-		}
 		b, err := os.ReadFile(path)
 		if err != nil {
 			return err
