@@ -78,8 +78,8 @@ func TestEmptyV2(t *testing.T) {
 		}
 
 		err := e.EmptyV2(soon(t), nastyNames[1:])
-		if err == nil || !strings.Contains(err.Error(), `1 names are left, the first is "/plain"`) {
-			t.Errorf("got %v, want that /plain is left", err)
+		if err == nil || !strings.Contains(err.Error(), "1 names are left") || strings.Contains(err.Error(), "plain") {
+			t.Errorf("got %v, want that one is left, and not its name", err)
 		}
 		if err := e.EmptyV2(soon(t), append(nastyNames, "not there")); err != nil {
 			t.Error(err)
