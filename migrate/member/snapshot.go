@@ -49,7 +49,11 @@ func (e *Etcd) forceSnapshot(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	// Some minors say the applied index here, which may be one behind that write, but not behind what was before.
-	from, err := e.committed(ctx)
+	var from uint64
+	err = insist(ctx, func(ctx context.Context) (err error) {
+		from, err = e.committed(ctx)
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}

@@ -125,10 +125,18 @@ func (e *Etcd) EmptyV2(ctx context.Context, topLevel []string) error {
 			return e.explain(ctx, fmt.Sprintf("delete name %d of the %d at the top of the v2 store", i+1, len(topLevel)), err)
 		}
 	}
-	a, err := e.v2(ctx, http.MethodGet, "", url.Values{"quorum": {"true"}})
-	if err == nil && a.status != http.StatusOK {
-		err = a.err()
-	}
+	// Other members of the cluster may be on their way to the next minor, and then there is no leader for a moment.
+	var a *answer
+	err := insist(ctx, func(ctx context.Context) (err error) {
+		a, err = e.v2(ctx, http.MethodGet, "", url.Values{"quorum": {"true"}})
+		switch {
+		case err != nil || a.status == http.StatusOK:
+			return err
+		case a.status < http.StatusInternalServerError:
+			return finalError{a.err()}
+		}
+		return a.err()
+	})
 	if err != nil {
 		return e.explain(ctx, "list the v2 store", err)
 	}
