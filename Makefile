@@ -27,10 +27,11 @@ binaries: ## build etcd, etcdctl and etcdutl of every minor into bin/etcd (about
 demo: build binaries ## bring a real etcd 2.2 data dir to the newest etcd and show that nothing is lost
 	@go run ./testdata/demo $(BIN)
 
+# One package at a time: each starts several etcds at once, and clusters of them that must not lose each other.
 test: build binaries ## run all tests: unit tests, and integration tests with real etcds of every minor
 	go vet ./...
 	$(if $(RACE),,@echo 'no C compiler found: the tests run without the race detector')
-	go test $(RACE) -timeout 20m ./...
+	go test $(RACE) -p 1 -timeout 20m ./...
 
 lint: ## run golangci-lint, pinned in .tools/go.mod
 	$(TOOL) golangci-lint run

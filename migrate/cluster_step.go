@@ -174,6 +174,10 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 		hash, compact, revision, err := etcd.HashKV(ctx)
 		return cluster.Hash{Hash: hash, Compact: compact}, revision, err
 	})
+	var diverged *cluster.DivergedError
+	if errors.As(err, &diverged) {
+		diverged.Self = clusterMember(m.st.Member)
+	}
 	if err != nil {
 		return err
 	}

@@ -264,8 +264,9 @@ var (
 	number = regexp.MustCompile(`[0-9a-f]{16}`)
 	moment = regexp.MustCompile(`[0-9]{8}T[0-9]{6}Z`)
 	// etcds is what an etcd leaves that was killed: a log segment that it has made ahead of need, which the next one takes
-	// over, and half a raft snapshot, which the next one gives that name for somebody to look at.
-	etcds = regexp.MustCompile(`/wal/[01]\.tmp$|/snap/N-N\.snap\.broken$`)
+	// over, half a raft snapshot, which the next one gives that name for somebody to look at, and the file with which it tries
+	// whether it may write.
+	etcds = regexp.MustCompile(`/wal/[01]\.tmp$|/snap/N-N\.snap\.broken$|/\.touch$`)
 )
 
 func (sc *scenario) outcome(t *testing.T, where string) (o outcome) {

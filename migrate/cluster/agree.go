@@ -13,6 +13,7 @@ import (
 // DivergedError says that members hold different data at the same revision.
 type DivergedError struct {
 	Revision int64
+	Self     Member // this one
 	Own      Hash
 	Others   []Diverged
 }
@@ -28,8 +29,8 @@ func (e *DivergedError) Error() string {
 	for _, o := range e.Others {
 		others = append(others, fmt.Sprintf("%s (member %s, hash %x)", o.Member, o.ID, o.Hash.Hash))
 	}
-	return fmt.Sprintf("the data of this member (hash %x) and of %s is not the same at revision %d, compacted at %d",
-		e.Own.Hash, strings.Join(others, ", "), e.Revision, e.Own.Compact)
+	return fmt.Sprintf("the data of this member, %s (member %s, hash %x), and of %s is not the same at revision %d, compacted at %d",
+		e.Self, e.Self.ID, e.Own.Hash, strings.Join(others, ", "), e.Revision, e.Own.Compact)
 }
 
 // HashSince is the first minor that tells its peers the hash of its store.
