@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -75,7 +74,7 @@ func (sc *scenario) killEverywhere(t *testing.T, stage int) {
 		points = 3
 	}
 	for range points {
-		sc.killAt(t, stage, 1+rand.IntN(sc.changes[stage]+journal))
+		sc.killAt(t, stage, 1+sc.random().IntN(sc.changes[stage]+journal))
 	}
 }
 
@@ -87,8 +86,8 @@ func (sc *scenario) killAt(t *testing.T, stage, n int) bool {
 	where, more := sc.kill(t, sc.args, n, true, stage > 1)
 	where = fmt.Sprintf("begun at step %d, killed before change %d: %s", stage+1, n, where)
 	sc.check(t, where)
-	for redo := n; redo%2 == 1; redo = rand.IntN(3) {
-		at, _ := sc.kill(t, sc.redo(), 1+rand.IntN(sc.changes[stage]+4), false, false)
+	for redo := n; redo%2 == 1; redo = sc.random().IntN(3) {
+		at, _ := sc.kill(t, sc.redo(), 1+sc.random().IntN(sc.changes[stage]+4), false, false)
 		where += ", and then before " + at
 		sc.check(t, where)
 	}
@@ -158,14 +157,14 @@ func (sc *scenario) killAtRandom(t *testing.T) {
 	for i := range kills {
 		sc.begin(t, 0)
 		if i%2 == 1 && most > 0 {
-			where := "killed before " + sc.killInEtcd(t, 1+rand.IntN(most))
+			where := "killed before " + sc.killInEtcd(t, 1+sc.random().IntN(most))
 			sc.check(t, where)
 			sc.finish(t, where)
 			continue
 		}
 		where := "killed"
-		for again := true; again; again = rand.IntN(3) == 0 {
-			after := time.Duration(rand.Int64N(int64(sc.took)))
+		for again := true; again; again = sc.random().IntN(3) == 0 {
+			after := time.Duration(sc.random().Int64N(int64(sc.took)))
 			sc.killAfter(t, after)
 			where += fmt.Sprintf(" after %s", after)
 			sc.check(t, where)

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -49,7 +48,7 @@ func TestFailingDisk(t *testing.T) {
 			sc.row = row{scenario: sc.name + ", on a failing disk"}
 			some := failures
 			if !everything {
-				some = []failure{failures[rand.IntN(len(failures))]}
+				some = []failure{failures[sc.random().IntN(len(failures))]}
 			}
 			for _, f := range some {
 				for stage := range sc.stages {
@@ -64,7 +63,7 @@ func TestFailingDisk(t *testing.T) {
 // failEverywhere makes the disk fail at each call that a stage makes, or at some.
 func (sc *scenario) failEverywhere(t *testing.T, f failure, stage int) {
 	t.Helper()
-	if !everything && rand.IntN(len(sc.stages)) > 0 {
+	if !everything && sc.random().IntN(len(sc.stages)) > 0 {
 		return // of a migration of many steps, one is enough
 	}
 	calls := sc.failAt(t, f, stage, 0) // which counts them
@@ -74,7 +73,7 @@ func (sc *scenario) failEverywhere(t *testing.T, f failure, stage int) {
 			step = 1 + calls*len(sc.stages)/12
 		}
 	}
-	for n := 1 + rand.IntN(step); n <= calls; n += step {
+	for n := 1 + sc.random().IntN(step); n <= calls; n += step {
 		sc.failAt(t, f, stage, n)
 	}
 }

@@ -4,7 +4,9 @@ package main
 
 import (
 	"fmt"
+	"hash/fnv"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,6 +52,21 @@ type scenario struct {
 	want    outcome
 	took    time.Duration
 	row     row
+	dice    *rand.Rand
+}
+
+// random gives the scenario's random numbers. They are the same ones each time unless everything is tried, because a test that
+// is given with a change should fail for that change.
+func (sc *scenario) random() *rand.Rand {
+	if sc.dice == nil {
+		seed := fnv.New64a()
+		if everything {
+			seed.Write(strconv.AppendInt(nil, time.Now().UnixNano(), 10))
+		}
+		seed.Write([]byte(sc.name))
+		sc.dice = rand.New(rand.NewPCG(seed.Sum64(), 0))
+	}
+	return sc.dice
 }
 
 // layOut makes what the scenario begins with.
