@@ -58,8 +58,8 @@ func inherited() string {
 	fmt.Fprintf(&b, "pid %d\n", os.Getpid())
 	for fd := 3; fd < 256; fd++ {
 		target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-		if err != nil || strings.HasPrefix(target, "anon_inode:[event") { // our own Go's: it has waited for a file already
-			continue
+		if err != nil || strings.HasPrefix(target, "anon_inode:[event") || strings.HasPrefix(target, "/sys/") {
+			continue // our own Go's: it has waited for a file already, and looks now and then how many CPUs there are
 		}
 		fmt.Fprintf(&b, "fd %d %s\n", fd, target)
 	}

@@ -2,6 +2,7 @@ package raftlog
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -77,8 +78,8 @@ func FuzzLog(f *testing.F) {
 		}
 		we, ourErr := weRead(t, dir, dir)
 		theirs, theirErr := etcdReads(dir, dir, forReading)
-		if ourErr != nil && strings.Contains(ourErr.Error(), "decode entry") {
-			return // etcd reads entries without looking into them
+		if ourErr != nil && (strings.Contains(ourErr.Error(), "decode entry") || errors.Is(ourErr, errLost)) {
+			return // etcd reads entries without looking into them, and takes a log that ends too early for whole
 		}
 		if (ourErr == nil) != (theirErr == nil) {
 			t.Fatalf("we say: %v\netcd says: %v", ourErr, theirErr)
