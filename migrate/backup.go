@@ -168,9 +168,9 @@ func readJournal(l datadir.Layout) *journal {
 
 // rememberFailure makes every later run refuse: a failed proof must not be lost with the process.
 func (m *Migrator) rememberFailure(s Step, proof error) error {
-	j := readJournal(m.layout)
-	if j == nil {
-		return proof
+	j, err := openJournal(m.layout) // also if somebody has removed the backup meanwhile
+	if err != nil || j == nil {
+		return errors.Join(proof, err)
 	}
 	j.Failed = fmt.Sprintf("the step %s to %s failed its proof: %v", s.Kind, s.To, proof)
 	return errors.Join(proof, datadir.WriteJSON(journalPath(m.layout), j))
