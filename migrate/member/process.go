@@ -150,8 +150,8 @@ func (c *Config) args(port int) []string {
 			"--initial-advertise-peer-urls="+peerURL,
 			"--initial-cluster="+name+"="+peerURL,
 			// Milliseconds. There is nobody to wait for at an election.
-			"--heartbeat-interval=10",
-			"--election-timeout=50",
+			"--heartbeat-interval=2",
+			"--election-timeout=10",
 			"--peer-cert-file="+certPath, "--peer-key-file="+keyPath, "--peer-trusted-ca-file="+caPath,
 			"--peer-client-cert-auth",
 		)

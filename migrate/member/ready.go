@@ -26,12 +26,12 @@ const (
 	writeTimeout = 10 * time.Second
 )
 
-// poll waits a tenth of the time that has already passed, at least 5 ms and at most 200 ms: most etcds are ready in
+// poll waits a thirtieth of the time that has already passed, at least 2 ms and at most 200 ms: most etcds are ready in
 // 50 ms, those with much data need minutes.
 func poll() retry.Backoff {
 	started := time.Now()
 	return retry.BackoffFunc(func() (time.Duration, bool) {
-		return min(max(time.Since(started)/10, 5*time.Millisecond), 200*time.Millisecond), false
+		return min(max(time.Since(started)/30, 2*time.Millisecond), 200*time.Millisecond), false
 	})
 }
 
