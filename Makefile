@@ -53,7 +53,7 @@ testdata: binaries ## make the archives of real data dirs in testdata/golden ane
 
 crash: build binaries ## kill it at every change and at random moments, make the disk fail at every call, and count what is lost
 	ETCD_MIGRATE_KILLS=100 go test -run TestKilled -count=1 -timeout 10m ./migrate/convert ./migrate/downgrade
-	ETCD_MIGRATE_CRASH=all ETCD_MIGRATE_KILLS=20 go test -run 'TestWriteOrder|TestKilled|TestFailingDisk|TestVolume' -count=1 -timeout 60m -v ./cmd/etcd-migrate
+	ETCD_MIGRATE_CRASH=all ETCD_MIGRATE_KILLS=12 go test -run 'TestWriteOrder|TestKilled|TestFailingDisk|TestVolume' -parallel 3 -count=1 -timeout 60m -v ./cmd/etcd-migrate
 
 damage: binaries ## damage real data dirs in thousands of ways (DAMAGE of each, default 3000), and see that none is taken for good
 	ETCD_MIGRATE_DAMAGE=$(or $(DAMAGE),3000) go test -run 'TestDamage' -count=1 -timeout 60m -v ./migrate

@@ -132,12 +132,18 @@ func journalRefusal(j *journal) *Error {
 			"nothing else may be done with the data until then"}
 }
 
-// useBackup notes in the journal which backup is the one from before the first step.
+// useBackup notes in the journal which backup is the one from before the first step. Before that, version.txt is corrected:
+// the journal of the run before may be all that tells why it contradicts the data.
 func (m *Migrator) useBackup(j journal, e Event) error {
-	if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
-		return refuse(err, "the data dir must be writable")
+	m.backup = j.Backup
+	if err := m.correctVersionFile(); err != nil {
+		return err
 	}
-	m.backup, m.report.Backup = j.Backup, j.Backup
+	if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
+		return &Error{Kind: Failed, Op: "note the backup", Err: err, Backup: m.backup, Data: fmt.Sprintf("the data is at %s", m.st.Version),
+			Hint: "the data dir must be writable; give the same command again"}
+	}
+	m.report.Backup = j.Backup
 	m.tell(e)
 	return nil
 }

@@ -42,7 +42,11 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 		return st, nil, refuse(err, "check the path, and that the volume is mounted")
 	}
 	if backup, err := l.InterruptedRestore(); err != nil || backup != "" {
-		st.block("restore-interrupted", "the restore of a backup was interrupted half way", "complete it: give `etcd-migrate backup restore` "+
+		text := "the restore of a backup was interrupted half way"
+		if err != nil {
+			text += fmt.Sprintf(", or that cannot be told: %v", err)
+		}
+		st.block("restore-interrupted", text, "complete it: give `etcd-migrate backup restore` "+
 			"or any command that migrates on this data dir")
 		return st, nil, nil //nolint:nilerr // a journal that cannot be read is an interrupted restore, too
 	}

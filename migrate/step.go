@@ -37,11 +37,17 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	if err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
+	var sideAfter *sideData
+	if side != nil {
+		if sideAfter, err = m.sideData(); err != nil {
+			return nil, m.fail(ctx, s, err) // what cannot be read has not failed its proof
+		}
+	}
 	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String(), Agreement: m.agreement}
 	took := m.now().Sub(began)
 	err = m.prove(s, before, after, side, took, &result)
 	if err == nil {
-		err = m.proveSideData(s, side, took, &result)
+		err = m.proveSideData(s, side, sideAfter, took, &result)
 	}
 	if err != nil {
 		return nil, m.fail(ctx, s, m.rememberFailure(s, err))
@@ -125,6 +131,8 @@ func (m *Migrator) correctVersionFile() error {
 		return &Error{Kind: Failed, Op: "correct version.txt", Err: err, Backup: m.backup, Data: fmt.Sprintf("the data is at %s", m.st.Version),
 			Hint: "the data dir must be writable; give the same command again"}
 	}
+	corrected := m.st.Version
+	m.st.VersionFile = &corrected
 	return nil
 }
 

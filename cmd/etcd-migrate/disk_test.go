@@ -38,8 +38,8 @@ var failures = []failure{
 // must be an error that says so, what it says of the data must be true, and with the disk in order again the same command
 // must end as if nothing had happened.
 //
-// As in TestKilled, a few calls are tried here. With ETCD_MIGRATE_CRASH=all it is every one of a disk that is full, and a dozen
-// of each scenario, others each time, for the other failures.
+// As in TestKilled, a few calls are tried here. With ETCD_MIGRATE_CRASH=all it is every one of a disk that is full, every fifth
+// in a step that repeats another one's, and for the other failures eight of each scenario, others each time.
 func TestFailingDisk(t *testing.T) {
 	for _, sc := range scenarios(t) {
 		t.Run(sc.name, func(t *testing.T) {
@@ -69,8 +69,8 @@ func (sc *scenario) failEverywhere(t *testing.T, f failure, stage int) {
 	calls := sc.failAt(t, f, stage, 0) // which counts them
 	step := calls
 	if everything {
-		if step = 1; !f.all { // a dozen for all stages
-			step = 1 + calls*len(sc.stages)/12
+		if step = sc.stride(stage); !f.all { // eight for all stages
+			step = 1 + calls*len(sc.stages)/8
 		}
 	}
 	for n := 1 + sc.random().IntN(step); n <= calls; n += step {
