@@ -48,7 +48,7 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 		}
 		st.block("restore-interrupted", text, "complete it: give `etcd-migrate backup restore` "+
 			"or any command that migrates on this data dir")
-		return st, nil, nil //nolint:nilerr // a journal that cannot be read is an interrupted restore, too
+		return st, nil, nil
 	}
 	fromFile, fileErr := readVersionFile(l)
 	fresh := func() (State, *contents, error) {

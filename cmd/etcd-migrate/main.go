@@ -78,7 +78,7 @@ func saveMemory() {
 	debug.SetGCPercent(25)
 }
 
-var ballast []byte
+var ballast []byte //nolint:unused // it only has to be there
 
 // start runs one command and gives the exit code. The program's name matters: see dropIn.
 func start(program string, args []string) int {
