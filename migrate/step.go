@@ -37,16 +37,14 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	if err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
-	var sideAfter *sideData
-	if side != nil {
-		if sideAfter, err = m.sideData(); err != nil {
-			return nil, m.fail(ctx, s, err) // what cannot be read has not failed its proof
-		}
-	}
 	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String(), Agreement: m.agreement}
 	took := m.now().Sub(began)
 	err = m.prove(s, before, after, side, took, &result)
-	if err == nil {
+	if err == nil && side != nil {
+		sideAfter, readErr := m.sideData()
+		if readErr != nil {
+			return nil, m.fail(ctx, s, readErr) // what cannot be read has not failed its proof
+		}
 		err = m.proveSideData(s, side, sideAfter, took, &result)
 	}
 	if err != nil {
