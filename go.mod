@@ -2,6 +2,8 @@ module github.com/etcd-migrate/etcd-migrate
 
 go 1.26.0
 
+toolchain go1.26.11
+
 require (
 	github.com/alecthomas/kong v1.17.0
 	github.com/cheggaaa/pb/v3 v3.1.7
