@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 )
 
 // releases are one etcd of every minor, as `make binaries` builds them.
@@ -51,18 +52,13 @@ func cleanEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "ETCD") })
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func startEtcd(t *testing.T, release string, l Layout) *etcd {
 	t.Helper()
-	e := &etcd{release: release, client: "http://" + freePort(t), ended: make(chan error, 1)}
-	peer := "http://" + freePort(t)
+	client, err := pathtest.FreeURL()
+	must(t, err)
+	peer, err := pathtest.FreeURL()
+	must(t, err)
+	e := &etcd{release: release, client: client, ended: make(chan error, 1)}
 	args := []string{
 		"--name", "m", "--data-dir", l.DataDir,
 		"--listen-client-urls", e.client, "--advertise-client-urls", e.client,

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -48,21 +47,20 @@ func v2EtcdBinary(t *testing.T, version string) string {
 	return path
 }
 
-func v2FreeAddr(t *testing.T) string {
+func v2FreeURL(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	u, err := pathtest.FreeURL()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return u
 }
 
 func newV2Etcd(t *testing.T, version string) *v2Etcd {
 	t.Helper()
 	e := &v2Etcd{t: t, binary: v2EtcdBinary(t, version), version: version}
-	e.dir, e.url, e.peer = t.TempDir(), "http://"+v2FreeAddr(t), "http://"+v2FreeAddr(t)
-	e.name = "m" + e.peer[strings.LastIndexByte(e.peer, ':')+1:]
+	e.dir, e.url, e.peer = t.TempDir(), v2FreeURL(t), v2FreeURL(t)
+	e.name = "m-" + strings.NewReplacer("http://", "", ":", "-").Replace(e.peer)
 	t.Cleanup(func() {
 		if e.cmd != nil && e.cmd.ProcessState == nil {
 			e.cmd.Process.Kill()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -102,7 +103,11 @@ type v2Node struct {
 	Nodes         []v2Node   `json:"nodes"`
 }
 
-// V2 makes one request of the v2 API and gives the answer's status and body. The form may be nil.
+// errNoV2 is what an etcd without the v2 API answers: its page for an unknown path would be taken for an answer of the store.
+var errNoV2 = errors.New("does not serve the v2 API: 2.2 to 3.3 do, 3.4 and 3.5 with the flag --enable-v2, and none from 3.6 on")
+
+// V2 makes one request of the v2 API and gives the answer's status and body. The form may be nil. An etcd that does not
+// serve the v2 API is an error: 2.2 to 3.3 do, 3.4 and 3.5 do with the flag --enable-v2, and none from 3.6 on does.
 func (s *Server) V2(ctx context.Context, method, key string, form url.Values) (status int, body []byte, err error) {
 	status, body, _, err = s.v2(ctx, method, key, form)
 	return status, body, err
@@ -129,7 +134,16 @@ func (s *Server) v2(ctx context.Context, method, key string, form url.Values) (s
 	defer res.Body.Close()
 	index, _ = strconv.ParseInt(res.Header.Get("X-Etcd-Index"), 10, 64) // errors have none
 	answer, err = io.ReadAll(res.Body)
+	if err == nil && res.StatusCode == http.StatusNotFound && !noKey(answer) {
+		err = fmt.Errorf("etcd %s %w", s.Release, errNoV2)
+	}
 	return res.StatusCode, answer, index, err
+}
+
+// noKey reports whether a 404 is the v2 store's own answer that there is no such key.
+func noKey(answer []byte) bool {
+	var e struct{ ErrorCode int }
+	return json.Unmarshal(answer, &e) == nil && e.ErrorCode == 100
 }
 
 func escape(key string) string {
@@ -141,7 +155,7 @@ func escape(key string) string {
 }
 
 // ReadV2 reads everything below the root, and below the given hidden keys and directories, which no listing shows. Of
-// these, some may be gone.
+// these, some may be gone. It works with the etcds that V2 works with.
 func (s *Server) ReadV2(ctx context.Context, hidden ...string) (Content, error) {
 	content := Content{Keys: map[string]Key{}, Read: time.Now()}
 	for _, key := range append([]string{"/"}, hidden...) {
@@ -181,7 +195,7 @@ func (c Content) add(n v2Node, above time.Time) {
 	}
 }
 
-// ReadV3 reads all keys of the v3 store.
+// ReadV3 reads all keys of the v3 store, of an etcd from 3.0 on. Etcd 3.0 does not tell when a lease ends.
 func (s *Server) ReadV3(ctx context.Context) (Content, error) {
 	c, err := s.V3()
 	if err != nil {

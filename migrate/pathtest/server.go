@@ -34,6 +34,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -61,8 +62,8 @@ const Name = "m1"
 
 // Server is a running etcd without any protection, on loopback. It is for tests: anybody on the machine can use it.
 type Server struct {
-	Release versionfile.Release
-	URL     string // of its client listener
+	Release versionfile.Release // of the binary that Start was given
+	URL     string              // of its client listener
 	cmd     *exec.Cmd
 	done    chan struct{}
 	err     error
@@ -70,10 +71,15 @@ type Server struct {
 	v3      *clientv3.Client
 }
 
-// Start starts an etcd on dataDir and waits until it takes writes. Further flags can be given; a flag that is given twice
-// counts the second time.
+// Start starts an etcd on dataDir and waits until it takes writes and its cluster has a version: until ctx ends, or for a minute
+// if ctx has no deadline. After that the etcd runs on, whatever becomes of ctx, until Stop or Kill. Further flags can be given;
+// a flag that is given twice counts the second time.
 func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...string) (*Server, error) {
-	client, peer, err := urls()
+	client, err := FreeURL()
+	if err != nil {
+		return nil, err
+	}
+	peer, err := FreeURL()
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +109,11 @@ func Start(ctx context.Context, bin binaries.Binary, dataDir string, flags ...st
 	}
 	if err := s.ready(ctx); err != nil {
 		killErr := s.Kill() // before its output is looked at
-		return nil, errors.Join(fmt.Errorf("etcd %s: %w: %s", bin.Release, err, s.lastOutput()), killErr)
+		err = fmt.Errorf("etcd %s: %w", bin.Release, err)
+		if said := s.lastOutput(); said != "" {
+			err = fmt.Errorf("%w: %s", err, said)
+		}
+		return nil, errors.Join(err, killErr)
 	}
 	return s, nil
 }
@@ -124,28 +134,39 @@ func (s *Server) run(started chan<- error) {
 // errEnded is how an etcd ends that nobody has ended.
 var errEnded = errors.New("it ended by itself")
 
-// urls gives a client and a peer URL that nobody listens on. They are on an address in 127.0.0.0/8 that nobody else is
-// likely to use, so that no other process takes the ports before the etcd does.
-func urls() (client, peer string, err error) {
-	host := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
-	var addrs [2]string
-	for i := range addrs {
-		l, err := net.Listen("tcp", host+":0")
-		if err != nil {
-			return "", "", err
-		}
-		defer l.Close()
-		addrs[i] = l.Addr().String()
+// FreeURL gives an http URL that nobody listens on, for a client or peer URL of an etcd that the test starts itself. Its
+// address is one in 127.0.0.0/8 that nobody else is likely to use: on 127.0.0.1 another process, or a connection that one
+// makes, could take the port before the etcd does.
+func FreeURL() (string, error) {
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254)))
+	if err != nil {
+		return "", err
 	}
-	return "http://" + addrs[0], "http://" + addrs[1], nil
+	return "http://" + l.Addr().String(), l.Close()
 }
 
 func (s *Server) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	var last error
+	if _, limited := ctx.Deadline(); !limited {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+	}
+	// A request to an etcd that has ended would be tried again until it times out.
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		select {
+		case <-s.done:
+			stop()
+		case <-asking.Done():
+		}
+	}()
 	for {
-		if last = s.answers(ctx); last == nil {
+		last := s.answers(asking)
+		if last == nil {
+			last = s.decided(asking)
+		}
+		if last == nil {
 			return nil
 		}
 		select {
@@ -188,6 +209,25 @@ func (s *Server) answers(ctx context.Context) error {
 	return err
 }
 
+// decided reports whether the cluster has agreed on a version. Nothing in the data of an etcd that ends before says what it belongs to,
+// and on a busy machine that can take 4 s.
+func (s *Server) decided(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.URL+"/version", nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	answer, err := io.ReadAll(res.Body)
+	if err == nil && bytes.Contains(answer, []byte("not_decided")) {
+		err = errors.New("the cluster has no version yet")
+	}
+	return err
+}
+
 // WriteOnce makes one write that is committed and leaves a key named /pathtest/written in the store of the etcd's minor.
 func (s *Server) WriteOnce(ctx context.Context) error {
 	if s.Release.Line.Less(versionfile.Minor{Major: 3}) {
@@ -216,8 +256,11 @@ var impatient = grpc.ConnectParams{
 	MinConnectTimeout: 5 * time.Second,
 }
 
-// V3 gives a client of the v3 API, which Stop and Kill close.
+// V3 gives a client of the v3 API, which Stop and Kill close. An etcd from before 3.0 is an error: it has no v3 API.
 func (s *Server) V3() (*clientv3.Client, error) {
+	if s.Release.Line.Less(versionfile.Minor{Major: 3}) {
+		return nil, fmt.Errorf("etcd %s has no v3 API, which began with 3.0", s.Release)
+	}
 	if s.v3 == nil {
 		c, err := clientv3.New(clientv3.Config{
 			Endpoints: []string{s.URL}, Logger: zap.NewNop(), MaxCallRecvMsgSize: 1 << 30,
@@ -231,7 +274,8 @@ func (s *Server) V3() (*clientv3.Client, error) {
 	return s.v3, nil
 }
 
-// Stop ends the etcd as an init system does, and waits for it.
+// Stop ends the etcd as an init system does, and waits for it. Of an etcd that has ended already it only says how: nil after
+// another Stop, an error if it ended by itself or by Kill.
 func (s *Server) Stop() error {
 	if err := s.end(syscall.SIGTERM); err != nil {
 		return err
@@ -243,7 +287,7 @@ func (s *Server) Stop() error {
 	return s.err
 }
 
-// Kill ends the etcd as a power loss does, and waits for it.
+// Kill ends the etcd as a power loss does, and waits for it. It does nothing to an etcd that has ended already.
 func (s *Server) Kill() error { return s.end(syscall.SIGKILL) }
 
 func (s *Server) end(sig syscall.Signal) error {

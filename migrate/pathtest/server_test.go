@@ -1,14 +1,17 @@
 package pathtest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
 func etcd(t *testing.T, minor string) binaries.Binary {
@@ -27,6 +30,72 @@ func TestStartFails(t *testing.T) {
 	}
 	if _, err := Start(t.Context(), binaries.Binary{Path: filepath.Join(dir, "none")}, dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no program: %v", err)
+	}
+}
+
+// TestStartNotices has an etcd that ends at once, without a word, and one that never answers: the first is noticed long before a
+// request to it would time out, the second when the caller's own time is over.
+func TestStartNotices(t *testing.T) {
+	script := func(text string) binaries.Binary {
+		path := filepath.Join(t.TempDir(), "etcd-3.5.35")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		release, err := versionfile.ParseRelease("3.5.35")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return binaries.Binary{Path: path, Release: release}
+	}
+	began := time.Now()
+	_, err := Start(t.Context(), script("exit 3"), t.TempDir())
+	if !errors.Is(err, errEnded) || !strings.HasSuffix(err.Error(), "(exit status 3)") {
+		t.Errorf("it ends at once: %v", err)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("that was noticed after %s", took)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err = Start(ctx, script("exec sleep 60"), t.TempDir()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("it never answers: %v", err)
+	}
+}
+
+// TestEndTwice ends etcds that have ended.
+func TestEndTwice(t *testing.T) {
+	s := Serve(t, etcd(t, "3.7"), t.TempDir())
+	if err := errors.Join(s.Stop(), s.Stop(), s.Kill()); err != nil {
+		t.Error(err)
+	}
+	s = Serve(t, etcd(t, "3.7"), t.TempDir())
+	if err := errors.Join(s.Kill(), s.Kill()); err != nil {
+		t.Error(err)
+	}
+	if err := s.Stop(); err == nil {
+		t.Error("an etcd that was killed has stopped")
+	}
+}
+
+// TestNoAPI asks etcds for what they do not serve: that must not look like an empty store.
+func TestNoAPI(t *testing.T) {
+	for _, minor := range []string{"3.4", "3.5", "3.6", "3.7"} {
+		s := Serve(t, etcd(t, minor), t.TempDir())
+		if content, err := s.ReadV2(t.Context()); !errors.Is(err, errNoV2) {
+			t.Errorf("%s: ReadV2 gives %+v, %v", minor, content, err)
+		}
+		if err := s.FillV2(t.Context(), 1); !errors.Is(err, errNoV2) {
+			t.Errorf("%s: FillV2: %v", minor, err)
+		}
+	}
+	s := Serve(t, etcd(t, "2.3"), t.TempDir())
+	if content, err := s.ReadV2(t.Context(), "/none"); err != nil || len(content.Keys) > 0 {
+		t.Errorf("a key that is not there: %+v, %v", content, err)
+	}
+	for name, err := range map[string]error{"FillV3": s.FillV3(t.Context(), 1), "FillJSON": s.FillJSON(t.Context(), 1)} {
+		if err == nil || !strings.Contains(err.Error(), "has no v3 API") {
+			t.Errorf("%s on 2.3: %v", name, err)
+		}
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 var Hidden = []string{"/_hidden", "/registry/_secrets"}
 
 // FillV2 stores n plain keys and, after them, what is hard to carry over: TTLs of keys and of directories, in-order keys,
-// hidden keys, deep directories, odd names, a large value, empty values, changed, refused and deleted keys.
+// hidden keys, deep directories, odd names, a large value, empty values, changed, refused and deleted keys. With n at or
+// below 0 these are all. It works with the etcds that V2 works with.
 func (s *Server) FillV2(ctx context.Context, n int) error {
 	w := v2Writer{s: s, ctx: ctx}
 	for i := range n {
@@ -87,7 +88,8 @@ func (w *v2Writer) refuse(method, key string, form url.Values) {
 }
 
 // FillV3 stores n plain keys in the v3 store and, after them, what is hard to carry over: leases, binary keys and values,
-// a large value, empty values, transactions, changed and deleted keys.
+// a large value, empty values, transactions, changed and deleted keys. With n at or below 0 these are all. It works with
+// etcds from 3.0 on.
 func (s *Server) FillV3(ctx context.Context, n int) error {
 	c, err := s.V3()
 	if err != nil {
@@ -127,7 +129,7 @@ func (s *Server) FillV3(ctx context.Context, n int) error {
 
 // FillJSON stores n plain keys in the v3 store and, after them, what a rollback to the v2 store has to get right: leases,
 // a large value, changed, deleted and recreated keys. All values are JSON and all keys are paths, as in a Kubernetes
-// cluster that can still go back.
+// cluster that can still go back. With n at or below 0 there are no plain keys. It works with etcds from 3.0 on.
 func (s *Server) FillJSON(ctx context.Context, n int) error {
 	c, err := s.V3()
 	if err != nil {

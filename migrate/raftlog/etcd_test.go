@@ -86,12 +86,11 @@ type etcd struct {
 
 func freeURL(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	u, err := pathtest.FreeURL()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return "http://" + l.Addr().String()
+	return u
 }
 
 // start starts an etcd as the only member. Later flags win over earlier ones. It does not wait for it to be ready: the

@@ -14,6 +14,9 @@ import (
 // either: no member ever ran here. A db file alone does not contradict that, etcd makes it before the WAL.
 var ErrNoLog = errors.New("there is no wal and no raft snapshot")
 
+// ErrLostLog is returned by Open if there is a raft snapshot and no *.wal.
+var ErrLostLog = errors.New("the wal is lost or elsewhere (--wal-dir)")
+
 // Log is a stopped member's snapshot and WAL. It holds no files open.
 type Log struct {
 	snapshot Snapshot
@@ -39,7 +42,7 @@ type Summary struct {
 // Open finds the snapshot that etcd itself would start from, and reads through the WAL from there on. It checks
 // everything that can be checked without decoding the entries: checksums, missing files, missing entries.
 //
-// The error is ErrNoLog if no member ever ran here. Any other error names the file that is at fault.
+// The error is ErrNoLog if no member ever ran here, or ErrLostLog. Any other error names the file that is at fault.
 func Open(snapDir, walDir string) (*Log, error) {
 	segs, err := listSegments(walDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -62,8 +65,7 @@ func noLog(snapDir, walDir string) error {
 	case err != nil:
 		return err
 	case len(names) > 0:
-		return fmt.Errorf("%s holds no wal, but %s holds snapshots: the wal is lost or elsewhere (--wal-dir)",
-			walDir, snapDir)
+		return fmt.Errorf("%s holds no wal, but %s holds snapshots: %w", walDir, snapDir, ErrLostLog)
 	case hasLeftovers(walDir):
 		return fmt.Errorf("%s holds no wal, only remains of one", walDir)
 	}
