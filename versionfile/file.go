@@ -41,11 +41,18 @@ func (e *InvalidError) Unwrap() error { return e.Err }
 // but a version in it an *InvalidError.
 func Read(dataDir string) (Version, error) {
 	path := filepath.Join(dataDir, Name)
-	f, err := os.Open(path)
+	// Whoever may write to the data dir must not make root read another file, nor wait for ever at a named pipe.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, syscall.ELOOP) {
+		return Version{}, &InvalidError{Path: path, Content: "a symbolic link", Err: errors.New("it must be a file")}
+	}
 	if err != nil {
 		return Version{}, err
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return Version{}, &InvalidError{Path: path, Content: "something that is no file", Err: errors.Join(err, errors.New("it must be a file"))}
+	}
 	b, err := io.ReadAll(io.LimitReader(f, sizeLimit))
 	if err != nil {
 		return Version{}, fmt.Errorf("read %s: %w", path, err)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -47,6 +48,24 @@ func TestWriteThenRead(t *testing.T) {
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 1 {
 		t.Errorf("left beside version.txt: %v, %v", entries, err)
+	}
+}
+
+// TestReadNoFile: what is in the place of version.txt and is no file is not read, and nothing waits for it.
+func TestReadNoFile(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"a link":      func(path string) error { return os.Symlink("/etc/hostname", path) },
+		"a pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"a directory": func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		dir := t.TempDir()
+		if err := put(filepath.Join(dir, Name)); err != nil {
+			t.Fatal(err)
+		}
+		var invalid *InvalidError
+		if _, err := Read(dir); !errors.As(err, &invalid) || !strings.Contains(err.Error(), "it must be a file") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

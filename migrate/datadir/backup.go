@@ -72,7 +72,7 @@ func createBackup(ctx context.Context, l Layout, dir string, meta Meta, progress
 	if err := MkdirAll(dir); err != nil {
 		return b, err
 	}
-	if err := removeUnfinished(dir); err != nil {
+	if err := RemoveUnfinished(dir); err != nil {
 		return b, err
 	}
 	m := Manifest{
@@ -130,11 +130,16 @@ func (l Layout) UnchangedSince(dir string) (b Backup, found bool, err error) {
 		return a == b
 	}
 	for _, b := range slices.Backward(all) {
-		if b.Err == nil && b.Manifest.DataDir == l.DataDir {
+		if b.Err == nil && l.Owns(b) {
 			return b, slices.EqualFunc(now, b.Manifest.Files, same), nil
 		}
 	}
 	return b, false, nil
+}
+
+// Owns reports whether a backup is of this data dir: it lies in its own work dir, or was made of the data dir at this path.
+func (l Layout) Owns(b Backup) bool {
+	return filepath.Dir(b.Path) == l.BackupsDir("") || b.Manifest.DataDir == l.DataDir
 }
 
 // checkBackup refuses to back up what would not be a whole member at rest.
@@ -171,7 +176,7 @@ func discard(final, tmp string) error {
 			return err
 		}
 	}
-	return removeAll(tmp)
+	return errors.Join(removeAll(tmp), SyncDir(filepath.Dir(tmp)))
 }
 
 // reserve gives m its id, and makes and locks the directory that the backup is built in.
@@ -235,16 +240,16 @@ func lockUnfinished(path string) (*flock.Flock, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
-	// Between mkdir and lock, removeUnfinished of another process may have removed it.
+	// Between mkdir and lock, RemoveUnfinished of another process may have removed it.
 	if info, err := os.Stat(path); err != nil || !os.SameFile(info, locked) {
 		return nil, lock.Close()
 	}
 	return lock, nil
 }
 
-// removeUnfinished removes what killed runs left in dir. A backup directory may serve several members, so a backup
+// RemoveUnfinished removes what killed runs left in dir. A backup directory may serve several members, so a backup
 // that another process is still working on, which shows by its lock, is left alone.
-func removeUnfinished(dir string) error {
+func RemoveUnfinished(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -301,11 +306,14 @@ func ListBackups(dir string) ([]Backup, error) {
 }
 
 // Prune removes the oldest backups of this data dir from dir, so that keep are left of each member, and says which ids it
-// removed. keep is at least 1: the newest backup always stays. Backups of other data dirs are left alone. A backup with a
-// broken manifest is left too, does not count, and is named in the error.
+// removed. What a killed run was removing goes, too. keep is at least 1: the newest backup always stays. Backups of other data
+// dirs are left alone. A backup with a broken manifest is left too, does not count, and is named in the error.
 func (l Layout) Prune(dir string, keep int) (removed []string, err error) {
 	if keep < 1 {
 		return nil, fmt.Errorf("prune backups in %s: at least one has to be kept", dir)
+	}
+	if err := RemoveUnfinished(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
 	all, err := ListBackups(dir)
 	if err != nil {
@@ -318,7 +326,7 @@ func (l Layout) Prune(dir string, keep int) (removed []string, err error) {
 		switch {
 		case b.Err != nil:
 			broken = append(broken, fmt.Errorf("leave a broken backup alone: %w", b.Err))
-		case b.Manifest.DataDir != l.DataDir:
+		case !l.Owns(b):
 		case kept[b.Manifest.Member] < keep:
 			kept[b.Manifest.Member]++
 		default:

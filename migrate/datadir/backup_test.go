@@ -180,7 +180,7 @@ func TestCreateBackupRefuses(t *testing.T) {
 			l.WALDir = filepath.Join(filepath.Dir(l.DataDir), "w")
 			return filepath.Join(l.WALDir, "b")
 		}, "cannot be kept in"},
-		"backups in a file": {func(t *testing.T, l *Layout) string { return l.VersionFile() }, "is not a directory"},
+		"backups in a file": {func(t *testing.T, l *Layout) string { return l.VersionFile() }, "is a file: not a directory"},
 		"running etcd": {func(t *testing.T, l *Layout) string {
 			f, err := os.Open(l.DB())
 			must(t, err)

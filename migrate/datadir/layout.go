@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Names of the entries of a data dir.
@@ -31,7 +33,7 @@ type Layout struct {
 // without
 // --wal-dir. Symbolic links that lead to either directory are followed, so that both spellings of a directory share one
 // lock. The directories need not exist, but a link that leads nowhere is an error: the volume behind it is probably
-// not mounted, and that must not pass for an empty data dir.
+// not mounted, and that must not pass for an empty data dir. So is a file in the place of one of them.
 func NewLayout(dataDir, walDir string) (Layout, error) {
 	if dataDir == "" {
 		return Layout{}, errors.New("the data dir has no name")
@@ -67,10 +69,12 @@ func resolve(name string) (string, error) {
 		return "", err
 	}
 	dir, err := filepath.EvalSymlinks(abs)
-	if err == nil {
-		return dir, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		return "", fmt.Errorf("there is a file on the way to %s: %w", abs, err)
+	case err == nil:
+		return dir, checkDir(dir)
+	case !errors.Is(err, fs.ErrNotExist):
 		return "", err
 	}
 	if target, err := os.Readlink(abs); err == nil {
@@ -84,6 +88,15 @@ func resolve(name string) (string, error) {
 		return "", err
 	}
 	return filepath.Join(parent, filepath.Base(abs)), nil
+}
+
+// checkDir refuses a file in the place of a directory, with unix.ENOTDIR.
+func checkDir(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		return fmt.Errorf("%s is a file: %w", path, unix.ENOTDIR)
+	}
+	return err
 }
 
 // within reports whether path is dir or below it. Both are clean and absolute.

@@ -20,6 +20,7 @@ func TestNewLayout(t *testing.T) {
 	must(t, os.Symlink("wal", filepath.Join(root, "wal-link")))
 	must(t, os.Symlink("nowhere", filepath.Join(root, "dangling")))
 	must(t, os.Symlink(".", filepath.Join(root, "here")))
+	must(t, os.WriteFile(filepath.Join(root, "file"), nil, 0o600))
 
 	inside, outside := filepath.Join(data, "member/wal"), filepath.Join(root, "wal")
 	missing := filepath.Join(root, "missing")
@@ -39,6 +40,9 @@ func TestNewLayout(t *testing.T) {
 		"missing below link":   {root + "/here/missing/x", "", Layout{missing + "/x", missing + "/x/member/wal"}, ""},
 		"dangling link":        {root + "/dangling", "", Layout{}, "is a symbolic link to nowhere, which does not exist"},
 		"dangling WAL link":    {data, root + "/dangling", Layout{}, "is a symbolic link to nowhere"},
+		"file":                 {root + "/file", "", Layout{}, root + "/file is a file: not a directory"},
+		"below a file":         {root + "/file/x", "", Layout{}, "there is a file on the way to " + root + "/file/x"},
+		"WAL dir is a file":    {data, root + "/file", Layout{}, root + "/file is a file: not a directory"},
 		"no name":              {"", "", Layout{}, "the data dir has no name"},
 		"WAL dir in member":    {data, data + "/member/w", Layout{}, "cannot hold the data dir or be inside"},
 		"WAL dir in work dir":  {data, data + "/etcd-migrate/w", Layout{}, "cannot hold the data dir or be inside"},
@@ -102,13 +106,11 @@ func TestPresence(t *testing.T) {
 		"WAL only":              {[]string{"data/member/wal/0.wal", "data/stray"}, "", Present, ""},
 		"stray file":            {[]string{"data/snapshot.db", "data/version.txt"}, "", Missing, "no member data but holds snapshot.db"},
 		"another service":       {[]string{"data/pg_wal/", "data/base/"}, "", Missing, "holds base, pg_wal"},
-		"file":                  {[]string{"data"}, "", Missing, "not a directory"},
 		"member is a file":      {[]string{"data/member"}, "", Missing, "member is not a directory"},
 		"separate WAL":          {[]string{"data/", "wal/0.wal"}, "wal", Present, ""},
 		"separate WAL, no data": {[]string{"wal/0.wal"}, "wal", Present, ""},
 		"empty separate WAL":    {[]string{"data/", "wal/lost+found/"}, "wal", Empty, ""},
 		"WAL dir in data dir":   {[]string{"data/a/wal/"}, "data/a/wal", Empty, ""},
-		"WAL dir is a file":     {[]string{"data/", "wal"}, "wal", Missing, "not a directory"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package datadir
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,8 +10,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/gofrs/flock"
+	"github.com/sethvargo/go-retry"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,14 +32,31 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("%s is locked by %s (pid %d)", e.Path, e.Command, e.PID)
 }
 
-// Lock takes the data dir for this process, so that no second one changes it. It never waits: if another process
-// holds the lock, the error is a *HeldError. The lock is a flock(2) on the directory itself: nothing is created, the
-// kernel drops it when this process ends in any way, and neither child processes nor a program started with exec
-// inherit it. etcd does not look at it; see LiveEtcd for etcd's own locks.
+// ending looks again for a second if a lock is held and nobody is seen to hold it: the kernel drops the locks of a process that has
+// been killed a moment after it has disappeared from /proc/PID/fd.
+func ending(look func() error) error {
+	return retry.Do(context.Background(), retry.WithMaxDuration(time.Second, retry.NewConstant(20*time.Millisecond)), func(context.Context) error {
+		err := look()
+		var held *HeldError
+		if errors.As(err, &held) && held.PID == 0 {
+			return retry.RetryableError(err)
+		}
+		return err
+	})
+}
+
+// Lock takes the data dir for this process, so that no second one changes it. It does not wait: if another process
+// holds the lock, the error is a *HeldError, at once or, if that process cannot be seen, after a second. The lock is a
+// flock(2) on the directory itself: nothing is created, the kernel drops it when this process ends in any way, and neither
+// child processes nor a program started with exec inherit it. etcd does not look at it; see LiveEtcd for etcd's own locks.
 //
 // A file system that cannot lock directories (NFS) is an error.
 func (l Layout) Lock() (unlock func() error, err error) {
-	lock, err := lockDir(l.DataDir)
+	var lock *flock.Flock
+	err = ending(func() (err error) {
+		lock, err = lockDir(l.DataDir)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("lock data dir: %w", err)
 	}
@@ -64,7 +84,9 @@ func lockDir(path string) (*flock.Flock, error) {
 // files. It asks for the locks that every etcd takes on its *.wal files (2.x with flock, 3.0 and later with open file
 // description locks, see client/pkg/fileutil/lock_linux.go in etcd) and bbolt on the db (flock). It needs only to
 // read them and changes nothing: where flock has no query, a shared lock is taken and dropped at once.
-func (l Layout) LiveEtcd() error {
+func (l Layout) LiveEtcd() error { return ending(l.liveEtcd) }
+
+func (l Layout) liveEtcd() error {
 	dirs := []string{filepath.Join(l.MemberDir(), "wal")}
 	if l.SeparateWAL() {
 		dirs = append(dirs, l.WALDir)
@@ -87,6 +109,60 @@ func (l Layout) LiveEtcd() error {
 		}
 	}
 	return nil
+}
+
+// KeepEtcdsOut takes the locks on the *.wal files that every etcd takes when it starts, so that none does on data that is half
+// way. The error is a *HeldError if one has them. They are given back with release, right before an etcd of our own is
+// started, and when this process ends in any way. A file that is replaced meanwhile is not locked any more.
+func (l Layout) KeepEtcdsOut() (release func(), err error) {
+	err = ending(func() (err error) {
+		release, err = l.keepEtcdsOut()
+		return err
+	})
+	return release, err
+}
+
+func (l Layout) keepEtcdsOut() (release func(), err error) {
+	names, err := walFiles(l.WALDir)
+	if err != nil {
+		return nil, fmt.Errorf("keep etcds out: %w", err)
+	}
+	var files []*os.File
+	release = func() {
+		for _, f := range files {
+			// Closing alone would leave them to a child that is being forked at this moment.
+			_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+			_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+			_ = f.Close()
+		}
+	}
+	for _, name := range names {
+		f, err := os.OpenFile(name, os.O_RDWR, 0)
+		if err == nil {
+			files = append(files, f)
+			err = lockAsEtcd(f)
+		}
+		if err != nil {
+			release()
+			if errors.Is(err, unix.EWOULDBLOCK) { // the same as EAGAIN
+				err = held(name)
+			}
+			return nil, fmt.Errorf("keep etcds out: %w", err)
+		}
+	}
+	return release, nil
+}
+
+// lockAsEtcd takes the lock of 2.x and that of 3.0 and later.
+func lockAsEtcd(f *os.File) error {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return err
+	}
+	err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+	if errors.Is(err, unix.EINVAL) { // a kernel before 3.15, on which every etcd uses flock
+		return nil
+	}
+	return err
 }
 
 // fileHeld reports whether any process, this one included, has locked the file. No file, no lock.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -162,6 +163,37 @@ func TestLiveEtcdCannotSee(t *testing.T) {
 	must(t, os.WriteFile(path, nil, 0o600))
 	if e := held(path); e.PID != 0 || e.Command != "" {
 		t.Errorf("it found %v", e)
+	}
+}
+
+// TestLockOfTheDead: a process that has been killed holds its locks a moment longer than it can be seen. An open file that is on its
+// way through a socket stands for it here: it is nobody's, and what is locked through it stays locked.
+func TestLockOfTheDead(t *testing.T) {
+	for name, ends := range map[string]bool{"it ends": true, "it does not": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := makeMember(t, t.TempDir(), false)
+			f, err := os.OpenFile(l.DB(), os.O_RDWR, 0)
+			must(t, err)
+			must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			must(t, err)
+			must(t, unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(int(f.Fd())), nil, 0))
+			must(t, f.Close())
+			end := func() {
+				unix.Close(pair[0])
+				unix.Close(pair[1])
+			}
+			if ends {
+				time.AfterFunc(100*time.Millisecond, end)
+			} else {
+				defer end()
+			}
+			err = l.LiveEtcd()
+			if held := (*HeldError)(nil); errors.As(err, &held) == ends || held != nil && held.PID != 0 {
+				t.Errorf("LiveEtcd gives %v", err)
+			}
+		})
 	}
 }
 

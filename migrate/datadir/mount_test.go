@@ -185,6 +185,9 @@ func mounts(args []string) error {
 	if _, err := restore(); err == nil || !strings.Contains(err.Error(), inside+" is a mount point") {
 		return fmt.Errorf("with a volume inside a restore gives %w", err)
 	}
+	if same, err := SameFileSystem(inside, inside); !same || err != nil {
+		return fmt.Errorf("a directory is on another file system than itself: %v, %w", same, err)
+	}
 	if same, err := SameFileSystem(inside, l.MemberDir()); same || err != nil {
 		return fmt.Errorf("a mount is on the same file system: %v, %w", same, err)
 	}

@@ -44,13 +44,13 @@ func FreeSpace(path string) (uint64, error) {
 // that does not exist counts as where it would be made. A rename can fail all the same between two mounts of one file
 // system.
 func SameFileSystem(a, b string) (bool, error) {
-	var sa, sb unix.Stat_t
-	for path, st := range map[string]*unix.Stat_t{a: &sa, b: &sb} {
-		if err := atNearest(path, func(p string) error { return unix.Stat(p, st) }); err != nil {
+	var found [2]unix.Stat_t
+	for i, path := range []string{a, b} {
+		if err := atNearest(path, func(p string) error { return unix.Stat(p, &found[i]) }); err != nil {
 			return false, fmt.Errorf("find the file system of %s: %w", path, err)
 		}
 	}
-	return sa.Dev == sb.Dev, nil
+	return found[0].Dev == found[1].Dev, nil
 }
 
 // atNearest calls f with path, or else with the nearest directory above it that exists.
