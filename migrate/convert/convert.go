@@ -39,7 +39,7 @@ type Params struct {
 	// DB is the path of member/snap/db. What is there is replaced: an etcd 3.x that ran on v2 keys has made one. Of an
 	// existing db all is carried over but the keys, the leases, the members and the position in the raft log.
 	DB string
-	// QuotaBytes is the db size that the etcd will be allowed, 0 for its default of 2 GiB.
+	// QuotaBytes is the db size that the etcd will be allowed, 0 for its default of 2 GiB, below 0 for no limit.
 	QuotaBytes int64
 	// TTLDirectory and TTL, if both are set, give keys below that directory that have no TTL this one, counted from Now:
 	// those that an older tool has written without.

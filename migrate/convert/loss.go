@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 )
@@ -21,6 +22,22 @@ const (
 	LossOverQuota Loss = "over-quota"
 )
 
+// MaxExamples is how many keys are named of each kind of problem.
+const MaxExamples = 3
+
+// Tally counts keys and keeps the first few as examples.
+type Tally struct {
+	Count int64
+	Keys  []string
+}
+
+// Add counts a key.
+func (t *Tally) Add(key []byte) {
+	if t.Count++; len(t.Keys) < MaxExamples {
+		t.Keys = append(t.Keys, string(key[:min(len(key), 80)]))
+	}
+}
+
 // Problem is something that would be lost.
 type Problem struct {
 	Loss  Loss   `json:"loss"`
@@ -36,13 +53,13 @@ const defaultQuota = 2 << 30
 
 func (c *conversion) problems() ([]Problem, error) {
 	var ps []Problem
-	keys, err := c.replacedKeys()
+	replaced, err := c.replacedKeys()
 	if err != nil {
 		return nil, err
 	}
-	if keys > 0 {
-		ps = append(ps, Problem{Loss: LossV3Keys, Count: keys, Text: fmt.Sprintf(
-			"the v3 store already holds %d keys that the conversion would replace", keys)})
+	if n := replaced.Count; n > 0 {
+		ps = append(ps, Problem{Loss: LossV3Keys, Count: n, Keys: replaced.Keys, Text: fmt.Sprintf(
+			"the v3 store already holds %s that the conversion would replace", english.Plural(int(n), "key", ""))})
 	}
 	auth := c.Tree.Auth()
 	if n := len(auth.Users) + len(auth.Roles); n > 0 || auth.Enabled {
@@ -51,14 +68,14 @@ func (c *conversion) problems() ([]Problem, error) {
 			state = "enabled"
 		}
 		ps = append(ps, Problem{Loss: LossV2Auth, Count: int64(n), Text: fmt.Sprintf(
-			"the v2 API has %d users and %d roles, and its authentication is %s: they cannot be carried over, "+
-				"and the v3 API would ask for no password", len(auth.Users), len(auth.Roles), state)})
+			"the v2 API has %s and %s, and its authentication is %s: they cannot be carried over, "+
+				"and the v3 API would ask for no password", english.Plural(len(auth.Users), "user", ""), english.Plural(len(auth.Roles), "role", ""), state)})
 	}
 	quota := c.QuotaBytes
 	if quota == 0 {
 		quota = defaultQuota
 	}
-	if size := c.size(); size > quota {
+	if size := c.size(); quota > 0 && size > quota {
 		ps = append(ps, Problem{Loss: LossOverQuota, Count: size - quota, Text: fmt.Sprintf(
 			"the db would take %s and its quota is %s: etcd would accept no writes before that is raised",
 			humanize.IBytes(uint64(size)), humanize.IBytes(uint64(quota)))})
@@ -68,16 +85,17 @@ func (c *conversion) problems() ([]Problem, error) {
 
 // replacedKeys counts the keys of the existing db, unless they are what this very conversion makes: then an earlier run
 // was killed between the rename and the end of the step. Leases may have ended since.
-func (c *conversion) replacedKeys() (int64, error) {
+func (c *conversion) replacedKeys() (replaced Tally, err error) {
 	if c.old == nil {
-		return 0, nil
+		return replaced, nil
 	}
 	old, err := keyspace.FingerprintDB(c.old)
-	if err != nil {
-		return 0, err
+	if err != nil || keyspace.Compare(old, &c.before).Kept() {
+		return replaced, err
 	}
-	if old.Records > 0 && keyspace.Compare(old, &c.before).Kept() {
-		return 0, nil
-	}
-	return old.Records, nil
+	err = c.old.Each(func(r keyspace.Record) error {
+		replaced.Add(r.Key)
+		return nil
+	})
+	return replaced, err
 }

@@ -33,10 +33,10 @@ func TestLosses(t *testing.T) {
 	}{
 		"v3-keys": {
 			old:  map[string]map[string]string{"key": v3Key(3, "theirs", 0)},
-			want: Problem{Loss: LossV3Keys, Count: 1}, text: "already holds 1 keys",
+			want: Problem{Loss: LossV3Keys, Count: 1, Keys: []string{"theirs"}}, text: "already holds 1 key that",
 		},
 		"v2-auth": {
-			tree: auth, want: Problem{Loss: LossV2Auth, Count: 2}, text: "1 users and 1 roles, and its authentication is enabled",
+			tree: auth, want: Problem{Loss: LossV2Auth, Count: 2}, text: "1 user and 1 role, and its authentication is enabled",
 		},
 		"over-quota": {
 			tree:  func(t *testing.T) *keyspace.Tree { return tree(t, 1000, 1000, 0) },
@@ -86,6 +86,17 @@ func TestLosses(t *testing.T) {
 				t.Errorf("%d records, report %+v", len(records), report)
 			}
 		})
+	}
+}
+
+// TestNoQuota has an etcd without a quota, which etcd writes as one below 0.
+func TestNoQuota(t *testing.T) {
+	p := params(t, tree(t, 100, 0, 0))
+	p.QuotaBytes = -1
+	problems, err := Check(p)
+	must(t, err)
+	if len(problems) > 0 {
+		t.Errorf("%+v", problems)
 	}
 }
 

@@ -57,11 +57,11 @@ func (c *conversion) collect() error {
 		if r.Modified < 1 {
 			return fmt.Errorf("a key has modifiedIndex %d, which is no revision", r.Modified)
 		}
-		if r.Expiry.IsZero() && c.needsTTL(r.Key) {
-			r.Expiry = c.Now.Add(c.TTL)
+		switch {
+		case r.Expiry.IsZero() && c.needsTTL(r.Key):
+			r.Lease = c.givenLease(r.Modified)
 			c.given++
-		}
-		if !r.Expiry.IsZero() {
+		case !r.Expiry.IsZero():
 			r.Lease, r.Expiry = c.lease(r.Expiry), time.Time{}
 		}
 		c.before.Add(r)
@@ -112,6 +112,18 @@ func (c *conversion) lease(expiry time.Time) (id int64) {
 		id++
 	}
 	c.leases[id] = min(max(id-c.Now.Unix(), 1), maxTTL)
+	return id
+}
+
+// givenLeases is the ID that those of keys without a TTL are counted from. It is above every instant that a TTL can end at.
+const givenLeases = 1 << 62
+
+// givenLease gives the ID of the lease of a key that had no TTL and gets one. It is the same whenever the conversion is run, and
+// one lease has so few keys that an API server survives their end, which is in one revision for all of them.
+func (c *conversion) givenLease(modified int64) (id int64) {
+	const perLease = 500
+	id = givenLeases + modified/perLease
+	c.leases[id] = min(int64((c.TTL+time.Second-1)/time.Second), maxTTL)
 	return id
 }
 

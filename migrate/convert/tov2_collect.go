@@ -6,8 +6,12 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 	"unicode/utf8"
+
+	"github.com/dustin/go-humanize/english"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 )
@@ -28,27 +32,12 @@ const (
 	LossV2Keys Loss = "v2-keys"
 )
 
-// MaxExamples is how many keys are named of each kind of problem.
-const MaxExamples = 3
-
-// tally counts keys and keeps a few as examples.
-type tally struct {
-	n    int64
-	keys []string
-}
-
-func (t *tally) add(key []byte) {
-	if t.n++; len(t.keys) < MaxExamples {
-		t.keys = append(t.keys, string(key[:min(len(key), 80)]))
-	}
-}
-
 // problem appends a problem of the keys counted, if there are any; text says what is wrong with them.
-func (t *tally) problem(ps []Problem, loss Loss, text string) []Problem {
-	if t.n == 0 {
+func (t *Tally) problem(ps []Problem, loss Loss, text string) []Problem {
+	if t.Count == 0 {
 		return ps
 	}
-	return append(ps, Problem{Loss: loss, Count: t.n, Text: fmt.Sprintf("%s: %d keys", text, t.n), Keys: t.keys})
+	return append(ps, Problem{Loss: loss, Count: t.Count, Text: fmt.Sprintf("%s: %s", text, english.Plural(int(t.Count), "key", "")), Keys: t.Keys})
 }
 
 // verdict is what becomes of a record.
@@ -82,7 +71,7 @@ func (c *reversal) collect(ctx context.Context, values bool) ([]Problem, error) 
 	}
 	c.Tree.Clear()
 	c.displaced = map[string]bool{}
-	tallies := map[verdict]*tally{notJSON: {}, notUTF8: {}, unfit: {}}
+	tallies := map[verdict]*Tally{notJSON: {}, notUTF8: {}, unfit: {}}
 	c.total = 0
 	err = c.db.Each(func(r keyspace.Record) error {
 		delete(left, content(r))
@@ -93,7 +82,7 @@ func (c *reversal) collect(ctx context.Context, values bool) ([]Problem, error) 
 		}
 		v := judge(r)
 		if v != fits {
-			tallies[v].add(r.Key)
+			tallies[v].Add(r.Key)
 		}
 		if v == notUTF8 || v == unfit {
 			return nil
@@ -103,7 +92,7 @@ func (c *reversal) collect(ctx context.Context, values bool) ([]Problem, error) 
 		}
 		if key := c.Tree.Put(c.asV2(r)); key != nil {
 			c.displaced[string(key)] = true
-			tallies[unfit].add(key)
+			tallies[unfit].Add(key)
 		}
 		return nil
 	})
@@ -120,22 +109,26 @@ func (c *reversal) collect(ctx context.Context, values bool) ([]Problem, error) 
 		"values that are not JSON, such as Kubernetes writes as protobuf, are of no use to a Kubernetes that stores in etcd2")
 	if n := len(c.info.Users) + len(c.info.Roles); n > 0 || c.info.AuthEnabled {
 		ps = append(ps, Problem{Loss: LossV3Auth, Count: int64(n), Text: fmt.Sprintf(
-			"the v3 API has %d users and %d roles: they cannot be carried over, and the v2 API would ask for no password of theirs",
-			len(c.info.Users), len(c.info.Roles))})
+			"the v3 API has %s and %s: they cannot be carried over, and the v2 API would ask for no password of theirs",
+			english.Plural(len(c.info.Users), "user", ""), english.Plural(len(c.info.Roles), "role", ""))})
 	}
 	if n := len(left); n > 0 {
-		ps = append(ps, Problem{Loss: LossV2Keys, Count: int64(n), Text: fmt.Sprintf(
-			"the v2 store holds %d keys that the v3 store does not hold as they are, and that the conversion would replace", n)})
+		var t Tally
+		for _, key := range slices.Sorted(maps.Values(left)) {
+			t.Add([]byte(key))
+		}
+		ps = append(ps, Problem{Loss: LossV2Keys, Count: t.Count, Keys: t.Keys, Text: fmt.Sprintf(
+			"the v2 store holds %s that the v3 store does not hold so, and that the conversion would replace", english.Plural(n, "key", ""))})
 	}
 	return ps, nil
 }
 
-// leftovers gives what the v2 store still holds. A conversion that was killed after it had put the new log into place
+// leftovers gives the keys that the v2 store still holds. A conversion that was killed after it had put the new log into place
 // leaves all that it has converted, and an upgrade from etcd2 can have left what it has converted.
-func (c *reversal) leftovers() (map[[sha256.Size]byte]struct{}, error) {
-	left := map[[sha256.Size]byte]struct{}{}
+func (c *reversal) leftovers() (map[[sha256.Size]byte]string, error) {
+	left := map[[sha256.Size]byte]string{}
 	err := c.Tree.Each(c.Now, func(r keyspace.Record) error {
-		left[content(r)] = struct{}{}
+		left[content(r)] = string(r.Key)
 		return nil
 	})
 	return left, err

@@ -126,7 +126,9 @@ func TestToV2Losses(t *testing.T) {
 	}, counts); diff != "" {
 		t.Error(diff)
 	}
-	for loss, want := range map[Loss][]string{LossNotUTF8: {"/registry/protobuf"}, LossNotJSON: {"/registry/empty", "/registry/text"}} {
+	for loss, want := range map[Loss][]string{
+		LossNotUTF8: {"/registry/protobuf"}, LossNotJSON: {"/registry/empty", "/registry/text"}, LossV2Keys: {"/old"},
+	} {
 		i := slices.IndexFunc(problems, func(p Problem) bool { return p.Loss == loss })
 		if diff := cmp.Diff(want, problems[i].Keys); diff != "" || strings.Contains(problems[i].Text, "/registry") {
 			t.Errorf("%s: %s; %s", loss, problems[i].Text, diff)

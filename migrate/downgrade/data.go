@@ -9,6 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/dustin/go-humanize/english"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
@@ -25,7 +26,7 @@ type data struct {
 
 	db     bool // there is one
 	info   keyspace.V3Info
-	v3Keys int64 // counted only on the way to 2.x
+	v3Keys convert.Tally // only on the way to 2.x
 }
 
 func (p *Params) dbPath() string { return filepath.Join(p.SnapDir, "db") }
@@ -41,9 +42,10 @@ func read(p Params) (*data, error) {
 		if d.info, err = db.Info(); err != nil || p.To.Major >= 3 {
 			return err
 		}
-		fp, err := keyspace.FingerprintDB(db)
-		d.v3Keys = fp.Records
-		return err
+		return db.Each(func(r keyspace.Record) error {
+			d.v3Keys.Add(r.Key)
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, err
@@ -88,6 +90,11 @@ func (d *data) checkVersion() error {
 		return fmt.Errorf("the db contains raft entry %d, but the raft log ends at %d: the log has lost its end",
 			d.info.ConsistentIndex, last)
 	}
+	return d.checkApplied()
+}
+
+// checkApplied refuses a db that lacks entries of the log.
+func (d *data) checkApplied() error {
 	return d.withDB(func(db *keyspace.DB) error { return convert.Unapplied(d.Log, db, d.DropLeases) })
 }
 
@@ -118,6 +125,11 @@ func (d *data) checkMember() error {
 	if v, _ := versionfile.ParseRelease(d.clusterVersion()); !v.Minor().AtLeast(3, 6) {
 		return nil // the db's members do not count
 	}
+	if len(d.info.Members) == 0 { // an etcd that was killed soon after its first start has not written them yet
+		if err := d.checkApplied(); err != nil {
+			return err
+		}
+	}
 	if m := d.info.Members; len(m) != 1 || m[0].ID != d.Log.NodeID() || m[0].IsLearner {
 		return fmt.Errorf("the db names %d members, and only a sole member can be brought down", len(m))
 	}
@@ -127,15 +139,15 @@ func (d *data) checkMember() error {
 // problems gives what would be lost. What nobody can accept is an error.
 func (d *data) problems() ([]convert.Problem, error) {
 	var ps []convert.Problem
-	if d.v3Keys > 0 {
-		ps = append(ps, convert.Problem{Loss: convert.LossV3Keys, Count: d.v3Keys, Text: fmt.Sprintf(
-			"the v3 store holds %d keys, and etcd %s has no v3 store", d.v3Keys, d.To)})
+	if n := d.v3Keys.Count; n > 0 {
+		ps = append(ps, convert.Problem{Loss: convert.LossV3Keys, Count: n, Keys: d.v3Keys.Keys, Text: fmt.Sprintf(
+			"the v3 store holds %s, and etcd %s has no v3 store", english.Plural(int(n), "key", ""), d.To)})
 	}
 	if d.info.AuthEnabled && d.To == (versionfile.Minor{Major: 3, Minor: 0}) {
 		users, roles := len(d.info.Users), len(d.info.Roles)
 		ps = append(ps, convert.Problem{Loss: convert.LossV3Auth, Count: int64(users + roles), Text: fmt.Sprintf(
-			"etcd 3.0 forgets at each start that authentication is enabled: its %d users and %d roles stay, "+
-				"but everybody could read and write everything", users, roles)})
+			"etcd 3.0 forgets at each start that authentication is enabled: its %s and %s stay, "+
+				"but everybody could read and write everything", english.Plural(users, "user", ""), english.Plural(roles, "role", ""))})
 	}
 	unfit := 0
 	err := d.Tree.Each(time.Time{}, func(r keyspace.Record) error {
@@ -145,8 +157,7 @@ func (d *data) problems() ([]convert.Problem, error) {
 		return nil
 	})
 	if err == nil && unfit > 0 {
-		err = fmt.Errorf("%d keys of the v2 store have a name or a value that is not UTF-8, which a raft snapshot cannot hold",
-			unfit)
+		err = fmt.Errorf("the v2 store has names or values that are not UTF-8, which a raft snapshot cannot hold: %s", english.Plural(unfit, "key", ""))
 	}
 	for _, a := range d.info.Alarms {
 		if a.Type == etcdserverpb.AlarmType_CORRUPT.String() {

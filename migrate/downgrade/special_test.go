@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,10 +31,9 @@ import (
 func user(t testing.TB, version, dir, name, password string, flags ...string) (c *clientv3.Client, stop func()) {
 	t.Helper()
 	url := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		u, err := pathtest.FreeURL()
 		must(t, err)
-		defer l.Close()
-		return "http://" + l.Addr().String()
+		return u
 	}
 	client, peer := url(), url()
 	cmd := exec.Command(etcdBinary(t, version).Path, append([]string{
@@ -320,7 +318,7 @@ func TestRefuses(t *testing.T) {
 		"v3 keys": {"3.0", "2.3", nil, "the v3 store holds"},
 		"v2 value is not UTF-8": {"2.3", "2.2", func(p *Params) {
 			must(t, p.Tree.ApplyV2(&etcdserverpb.Request{Method: "PUT", Path: "/1/x", Val: "\xff"}))
-		}, "1 keys of the v2 store have a name or a value that is not UTF-8"},
+		}, "names or values that are not UTF-8, which a raft snapshot cannot hold: 1 key"},
 		"corrupt": {"3.4", "3.3", inDB(func(tx convert.Tx) error {
 			alarm, err := (&etcdserverpb.AlarmMember{MemberID: 1, Alarm: etcdserverpb.AlarmType_CORRUPT}).Marshal()
 			must(t, err)

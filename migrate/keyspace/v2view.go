@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Each calls fn with every key that a client of the v2 API has stored, hidden ones included, in the bytewise order of
@@ -78,6 +79,7 @@ type V2Stats struct {
 	Expired   int   // keys that Each leaves out
 	Dirs      int   // directories that are not expired
 	EmptyDirs int   // of these, those with no key and no directory in them that is not expired
+	NotUTF8   int   // of the keys, those whose path or value is not valid UTF-8: only the log can hold them, no raft snapshot
 }
 
 // Stats counts what there is at now.
@@ -85,7 +87,7 @@ func (t *Tree) Stats(now time.Time) V2Stats {
 	c := treeCount{now: now}
 	if users := t.root.children["1"]; users != nil {
 		for name, child := range users.children {
-			c.node(child, len("/")+len(name), name[0] == '_', child.ttl != nil, child.ttl.expiredAt(now))
+			c.node(child, len("/")+len(name), traits{name[0] == '_', child.ttl != nil, child.ttl.expiredAt(now), !utf8.ValidString(name)})
 		}
 	}
 	return c.V2Stats
@@ -96,17 +98,20 @@ type treeCount struct {
 	now time.Time
 }
 
-// node counts a node and what is below it, given the length of its path and whether it is hidden, has an expiry or is
-// expired, by itself or with a directory above it.
-func (c *treeCount) node(n *treeNode, length int, hidden, ttl, expired bool) {
+// traits are what a node is by itself or with a directory above it.
+type traits struct{ hidden, ttl, expired, notUTF8 bool }
+
+// node counts a node and what is below it, given the length of its path.
+func (c *treeCount) node(n *treeNode, length int, is traits) {
 	if n.isDir() {
 		empty := true
 		for name, child := range n.children {
 			gone := child.ttl.expiredAt(c.now)
 			empty = empty && gone
-			c.node(child, length+len("/")+len(name), hidden || name[0] == '_', ttl || child.ttl != nil, expired || gone)
+			c.node(child, length+len("/")+len(name), traits{is.hidden || name[0] == '_', is.ttl || child.ttl != nil, is.expired || gone,
+				is.notUTF8 || !utf8.ValidString(name)})
 		}
-		if !expired {
+		if !is.expired {
 			c.Dirs++
 			if empty {
 				c.EmptyDirs++
@@ -114,17 +119,20 @@ func (c *treeCount) node(n *treeNode, length int, hidden, ttl, expired bool) {
 		}
 		return
 	}
-	if expired {
+	if is.expired {
 		c.Expired++
 		return
 	}
 	c.Keys++
 	c.Bytes += int64(length + len(n.value))
-	if ttl {
+	if is.ttl {
 		c.TTLs++
 	}
-	if hidden {
+	if is.hidden {
 		c.Hidden++
+	}
+	if is.notUTF8 || !utf8.ValidString(n.value) {
+		c.NotUTF8++
 	}
 }
 
