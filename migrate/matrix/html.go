@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -26,12 +28,8 @@ var pageTemplate = sync.OnceValues(func() (*template.Template, error) {
 		},
 		"seconds": func(s float64) string { return fmt.Sprintf("%.2f", s) },
 		"percent": func(part, whole float64) string { return fmt.Sprintf("%.1f", 100*part/max(whole, 0.001)) },
-		"plural": func(n int, what string) string {
-			if n == 1 {
-				return "1 " + what
-			}
-			return fmt.Sprintf("%d %ss", n, what)
-		},
+		"plural":  func(n int, what string) string { return english.Plural(n, what, "") },
+		"list":    func(versions []versionfile.Version) string { return english.WordSeries(labels(versions), "and") },
 	}).Parse(pageText)
 })
 
@@ -41,7 +39,9 @@ type page struct {
 	Rows    []pageRow
 	Groups  []Group
 	Times   []StepTime
-	Longest float64 // the longest median of Times
+	Longest float64 // of all Times
+	// Square says that rows and columns are the same versions, so that there is a diagonal.
+	Square bool
 	Passed, Refused,
 	Failed, Missing int
 	When, Took string
@@ -72,13 +72,13 @@ func (r *Report) WriteHTML(w io.Writer) error {
 	}
 	p := page{
 		Report: r, Groups: slices.Concat(r.Reasons(Failed), r.Reasons(Refused)), Times: r.StepTimes(),
-		Passed: r.Count(Passed), Refused: r.Count(Refused), Failed: r.Count(Failed),
+		Square: slices.Equal(r.From, r.To), Passed: r.Count(Passed), Refused: r.Count(Refused), Failed: r.Count(Failed),
 		When: r.Began.UTC().Format("2 January 2006, 15:04 UTC"),
 		Took: time.Duration(math.Ceil(r.Seconds) * float64(time.Second)).String(),
 	}
-	p.Missing = len(Pairs(r.From, r.To)) - len(r.Results)
+	p.Missing = r.NotRun()
 	for _, t := range p.Times {
-		p.Longest = max(p.Longest, t.Median)
+		p.Longest = max(p.Longest, t.Longest)
 	}
 	for _, f := range r.From {
 		row := pageRow{From: f}

@@ -30,6 +30,7 @@ type (
 		Name    string        `xml:"name,attr"`
 		Time    string        `xml:"time,attr"`
 		Failure *junitMessage `xml:"failure"`
+		Error   *junitMessage `xml:"error"`
 		Skipped *junitMessage `xml:"skipped"`
 		Output  string        `xml:"system-out,omitempty"`
 	}
@@ -39,8 +40,8 @@ type (
 	}
 )
 
-// WriteJUnit writes the report as JUnit XML: a test case for each pair. A refused pair is a skipped one, and so is one that
-// the run did not get to.
+// WriteJUnit writes the report as JUnit XML: a test case for each pair. A refused pair is a skipped one. One that the run did
+// not get to is an error, so that a matrix that was interrupted does not pass for one without failures.
 func (r *Report) WriteJUnit(w io.Writer) error {
 	s := junitSuite{
 		Name: "etcd-migrate matrix", Failures: r.Count(Failed), Time: seconds(r.Seconds), Timestamp: r.Began.UTC().Format(time.RFC3339),
@@ -50,7 +51,8 @@ func (r *Report) WriteJUnit(w io.Writer) error {
 		result := r.Get(p)
 		switch {
 		case result == nil:
-			c.Skipped = &junitMessage{Message: "not run"}
+			c.Error = &junitMessage{Message: "not run: the matrix was ended before it got here"}
+			s.Errors++
 		case result.Outcome == Refused:
 			c.Skipped = &junitMessage{Message: "refused: " + result.Reason, Text: result.Hint}
 		case result.Outcome == Failed:

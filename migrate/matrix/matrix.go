@@ -82,7 +82,7 @@ type Counts struct {
 	Revision int64 `json:"revision"`
 }
 
-// Options say what to try.
+// Options say what to try. They have no form in JSON; that of a Report is what `etcd-migrate matrix -o json` prints.
 type Options struct {
 	// Binaries are the etcds at hand.
 	Binaries binaries.Set
@@ -101,7 +101,8 @@ type Options struct {
 	Resume bool
 	// Jobs is how many pairs are tried at a time; 0 means one.
 	Jobs int
-	// AcceptLoss, V2Leftovers, QuotaBytes and StepTimeout are as in migrate.Request.
+	// AcceptLoss, V2Leftovers, QuotaBytes and StepTimeout are as in migrate.Request. The etcds that are read before and after a
+	// migration have StepTimeout to start, too.
 	AcceptLoss  []convert.Loss
 	V2Leftovers migrate.Leftovers
 	QuotaBytes  int64
@@ -148,6 +149,9 @@ func (r *Report) Count(o Outcome) (n int) {
 	}
 	return n
 }
+
+// NotRun counts the pairs that the run did not get to.
+func (r *Report) NotRun() int { return len(Pairs(r.From, r.To)) - len(r.Results) }
 
 // Get gives the result of a pair, nil if there is none.
 func (r *Report) Get(p Pair) *Result {

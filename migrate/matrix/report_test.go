@@ -83,6 +83,27 @@ func TestHTML(t *testing.T) {
 	}
 }
 
+// TestHTMLPart has a page of some pairs only: it must not tell of all of them, nor of a diagonal that is not there.
+func TestHTMLPart(t *testing.T) {
+	r := sample(t)
+	r.From, r.To, r.Results = r.From[:1], r.To[1:], r.Results[:1]
+	for square, want := range map[bool]string{
+		false: "was migrated\nfrom etcd 2.3.8 to 3.4.31 and 3.5.35/etcd2,",
+		true:  "was migrated\nfrom each of the etcd versions 2.3.8, 3.4.31 and 3.5.35/etcd2 to each other one,",
+	} {
+		if square {
+			r = sample(t)
+		}
+		var b bytes.Buffer
+		if err := r.WriteHTML(&b); err != nil {
+			t.Fatal(err)
+		}
+		if page := b.String(); !strings.Contains(page, want) || strings.Contains(page, "the diagonal") != square {
+			t.Errorf("square: %v; the page does not have %q, or the wrong words about the diagonal", square, want)
+		}
+	}
+}
+
 // TestJUnit reads the XML back.
 func TestJUnit(t *testing.T) {
 	var b bytes.Buffer
@@ -94,7 +115,7 @@ func TestJUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := got.Suite
-	if s.Tests != 6 || s.Failures != 1 || s.Skipped != 3 || s.Time != "61.200" || s.Timestamp != "2026-11-20T12:00:00Z" {
+	if s.Tests != 6 || s.Failures != 1 || s.Skipped != 2 || s.Errors != 1 || s.Time != "61.200" || s.Timestamp != "2026-11-20T12:00:00Z" {
 		t.Errorf("the suite is %+v", s)
 	}
 	var cases []string
@@ -106,11 +127,14 @@ func TestJUnit(t *testing.T) {
 		if c.Skipped != nil {
 			how = "skipped: " + c.Skipped.Message
 		}
+		if c.Error != nil {
+			how = "error: " + c.Error.Message
+		}
 		cases = append(cases, c.Class+" "+c.Name+" "+how)
 	}
 	want := []string{
 		"from 2.3.8 to 3.4.31 passed", "from 2.3.8 to 3.5.35/etcd2 failure: two differ", "from 3.4.31 to 2.3.8 skipped: refused: 3 values are not JSON",
-		"from 3.4.31 to 3.5.35/etcd2 skipped: not run", "from 3.5.35/etcd2 to 2.3.8 skipped: refused: 3 values are not JSON",
+		"from 3.4.31 to 3.5.35/etcd2 error: not run: the matrix was ended before it got here", "from 3.5.35/etcd2 to 2.3.8 skipped: refused: 3 values are not JSON",
 		"from 3.5.35/etcd2 to 3.4.31 passed",
 	}
 	if diff := cmp.Diff(want, cases); diff != "" {
@@ -127,8 +151,13 @@ func TestReasonsAndTimes(t *testing.T) {
 	if len(groups) != 1 || len(groups[0].Pairs) != 2 {
 		t.Errorf("the refusals are grouped as %+v", groups)
 	}
-	want := []StepTime{{"upgrade to 3.5.35/etcd2", 1, 0.7, 0.7}, {"convert to 3.4.31", 2, 0.75, 0.75}, {"upgrade to 3.4.31", 1, 0.5, 0.5}}
+	want := []StepTime{{"upgrade to 3.5.35/etcd2", 1, 0.7, 0.7}, {"convert to 3.4", 2, 0.75, 0.75}, {"upgrade to 3.4.31", 1, 0.5, 0.5}}
 	got := r.StepTimes()
+	for _, release := range []string{"3.0.0", "3.0.17"} { // without a version.txt, and with one
+		if name := (Step{Kind: migrate.StepConvertBack, To: version(t, release+"/etcd2")}).name(); name != "convert-back to 3.0/etcd2" {
+			t.Errorf("a step is called %q", name)
+		}
+	}
 	slices.SortFunc(got, func(a, b StepTime) int { return strings.Compare(b.Step, a.Step) })
 	slices.SortFunc(want, func(a, b StepTime) int { return strings.Compare(b.Step, a.Step) })
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -213,8 +242,8 @@ func TestStore(t *testing.T) {
 			t.Fatalf("cut at %d: %q, %v", cut, again, err)
 		}
 	}
-	if _, _, err := openStore(dir, set, false); err == nil {
-		t.Error("the results of an earlier run are taken without --resume")
+	if _, _, err := openStore(dir, set, false); err == nil || err.Error() != path+": it holds the results of an earlier run" {
+		t.Errorf("the results of an earlier run, without --resume: %v", err)
 	}
 	if _, _, err := openStore(dir, settings{Tool: "t", Keys: 4}, true); !errors.Is(err, errOtherSettings) {
 		t.Errorf("results with other settings: %v", err)

@@ -116,6 +116,9 @@ func TestFailed(t *testing.T) {
 	if up == nil || up.Outcome != matrix.Failed || !strings.Contains(up.Reason, "upgrade to 3.6") || !strings.Contains(up.Reason, "panic: broken") {
 		t.Fatalf("3.5 to 3.7 by way of a broken 3.6: %+v", up)
 	}
+	if up.Seconds <= 0 {
+		t.Errorf("it took %g seconds", up.Seconds)
+	}
 	if _, err := os.Stat(filepath.Join(up.DataDir, "member")); err != nil {
 		t.Errorf("the data dir of the failed pair: %v", err)
 	}
@@ -145,7 +148,7 @@ func TestInterrupted(t *testing.T) {
 		}
 	}
 	report, err := matrix.Run(ctx, o)
-	if migrate.KindOf(err) != migrate.Interrupted || !errors.Is(err, context.Canceled) || len(report.Results) != 1 {
+	if migrate.KindOf(err) != migrate.Interrupted || !errors.Is(err, context.Canceled) || len(report.Results) != 1 || report.NotRun() != 1 {
 		t.Fatalf("%v, %+v", err, report)
 	}
 	o.Resume, o.Observer = true, nil

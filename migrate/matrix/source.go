@@ -1,12 +1,12 @@
 package matrix
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -196,9 +196,11 @@ func (m *runner) start(ctx context.Context, v versionfile.Version, dir string) (
 	if m.user != nil {
 		flags = append(flags, "--name", m.user.state.Member.Name)
 	}
-	if m.QuotaBytes > 0 && v.Minor().AtLeast(3, 0) {
-		flags = append(flags, "--quota-backend-bytes", strconv.FormatInt(m.QuotaBytes, 10))
+	if m.QuotaBytes != 0 && v.Minor().AtLeast(3, 0) {
+		flags = append(flags, fmt.Sprintf("--quota-backend-bytes=%d", m.QuotaBytes))
 	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(m.StepTimeout, migrate.DefaultStepTimeout)) // a large store takes long to load
+	defer cancel()
 	return pathtest.Start(ctx, bin, dir, flags...)
 }
 

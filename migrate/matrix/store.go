@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -54,7 +53,7 @@ func openStore(dir string, want settings, resume bool) (*store, map[Pair]Result,
 	switch {
 	case err != nil:
 	case end > 0 && !resume:
-		err = fmt.Errorf("it holds the results of an earlier run: %w", fs.ErrExist)
+		err = errEarlierRun
 	default:
 		err = f.Truncate(end)
 	}
@@ -70,6 +69,9 @@ func openStore(dir string, want settings, resume bool) (*store, map[Pair]Result,
 	}
 	return s, results, nil
 }
+
+// errEarlierRun is that of results which nobody has asked to go on with.
+var errEarlierRun = errors.New("it holds the results of an earlier run")
 
 // errOtherSettings is that of results which another matrix has left.
 var errOtherSettings = errors.New("it holds the results of a matrix with other settings, etcds or data")

@@ -3,6 +3,9 @@ package matrix
 import (
 	"cmp"
 	"slices"
+	"strings"
+
+	"github.com/etcd-migrate/etcd-migrate/migrate"
 )
 
 // Group is the pairs that failed or were refused for the same reason.
@@ -45,12 +48,22 @@ type StepTime struct {
 	Longest float64
 }
 
+// name says what the step did. No etcd makes a conversion, so that it is the same for all patch releases of a minor; data
+// without a version.txt is at no patch release at all.
+func (s Step) name() string {
+	to := Label(s.To)
+	if s.Kind == migrate.StepConvert || s.Kind == migrate.StepConvertBack {
+		to = strings.Replace(to, s.To.Release.String(), s.To.Minor().String(), 1)
+	}
+	return string(s.Kind) + " to " + to
+}
+
 // StepTimes are the steps of all pairs, those that take longest first.
 func (r *Report) StepTimes() (times []StepTime) {
 	seconds := map[string][]float64{}
 	for _, result := range r.Results {
 		for _, s := range result.Steps {
-			name := string(s.Kind) + " to " + Label(s.To)
+			name := s.name()
 			seconds[name] = append(seconds[name], s.Seconds)
 		}
 	}
