@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -101,14 +102,15 @@ func (s Set) String() string {
 }
 
 // Verify starts each binary with --version and compares the answer with the file's name. All that is wrong is reported
-// at once, each with the file.
-func Verify(ctx context.Context, bins ...Binary) error {
+// at once, each with the file. They run as the user that their etcds will run as, nil for our own: what we can start can
+// be out of that user's reach.
+func Verify(ctx context.Context, as *syscall.Credential, bins ...Binary) error {
 	errs := make([]error, len(bins))
 	var g errgroup.Group
 	g.SetLimit(4)
 	for i, b := range bins {
 		g.Go(func() error {
-			got, err := Ask(ctx, b.Path)
+			got, err := ask(ctx, as, b.Path)
 			switch {
 			case err != nil:
 				errs[i] = err
@@ -123,7 +125,9 @@ func Verify(ctx context.Context, bins ...Binary) error {
 }
 
 // Ask runs an etcd server with --version and gives what it says it is.
-func Ask(ctx context.Context, path string) (versionfile.Release, error) {
+func Ask(ctx context.Context, path string) (versionfile.Release, error) { return ask(ctx, nil, path) }
+
+func ask(ctx context.Context, as *syscall.Credential, path string) (versionfile.Release, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
@@ -135,7 +139,18 @@ func Ask(ctx context.Context, path string) (versionfile.Release, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "--version")
+	// As its etcd will be started: by its whole path, which may lead through directories that our own does not.
+	whole, err := filepath.Abs(path)
+	if err != nil {
+		return versionfile.Release{}, fmt.Errorf("etcd binary %s: %w", path, err)
+	}
+	cmd := exec.CommandContext(ctx, whole, "--version")
+	cmd.Dir = "/"
+	who := ""
+	if as != nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
+		who = fmt.Sprintf(" as uid %d", as.Uid)
+	}
 	// An ETCD_* variable in our own environment can make an etcd refuse its flags. The one it gets is what etcd 2.3 to 3.4
 	// ask for before they start on anything but amd64, even for --version.
 	cmd.Env = []string{}
@@ -148,7 +163,7 @@ func Ask(ctx context.Context, path string) (versionfile.Release, error) {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return versionfile.Release{}, fmt.Errorf("run %s --version: %w%s", path, err, firstLine(out))
+		return versionfile.Release{}, fmt.Errorf("run %s --version%s: %w%s", path, who, err, firstLine(out))
 	}
 	return parseVersion(path, string(out))
 }

@@ -2,9 +2,11 @@ package binaries
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -97,7 +99,7 @@ func TestVerifyNamesEveryBadBinary(t *testing.T) {
 	for name, path := range bad {
 		bins = append(bins, Binary{path, release(t, strings.TrimPrefix(name, Prefix))})
 	}
-	err := Verify(context.Background(), bins...)
+	err := Verify(context.Background(), nil, bins...)
 	if err == nil {
 		t.Fatal("Verify accepts them all")
 	}
@@ -122,6 +124,39 @@ func TestAskGivesUpWithItsContext(t *testing.T) {
 	defer cancel()
 	if _, err := Ask(ctx, path); err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("Ask of a binary that never answers: %v", err)
+	}
+}
+
+// TestVerifyAsAnotherUser: what root can start is out of a user's reach if a directory above it is closed.
+func TestVerifyAsAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become somebody else")
+	}
+	dir := t.TempDir()
+	path := script(t, dir, "etcd-3.4.10", "echo 'etcd Version: 3.4.10'")
+	bin := Binary{path, release(t, "3.4.10")}
+	for above := filepath.Dir(dir); above != os.TempDir() && above != "/"; above = filepath.Dir(above) {
+		if err := os.Chmod(above, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	nobody := &syscall.Credential{Uid: 65532, Gid: 65532}
+	t.Chdir(dir) // which a user could start it from, by the name alone, whatever is above
+	for _, mode := range []os.FileMode{0o700, 0o755} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range []Binary{bin, {filepath.Base(path), bin.Release}} {
+			if err := Verify(t.Context(), nil, b); err != nil {
+				t.Errorf("%s, mode %o, as we are: %v", b.Path, mode, err)
+			}
+			switch err := Verify(t.Context(), nobody, b); {
+			case mode == 0o755 && err != nil:
+				t.Errorf("%s, mode %o: %v", b.Path, mode, err)
+			case mode == 0o700 && (!errors.Is(err, syscall.EACCES) || !strings.Contains(err.Error(), b.Path+" --version as uid 65532")):
+				t.Errorf("%s, mode %o: %v", b.Path, mode, err)
+			}
+		}
 	}
 }
 

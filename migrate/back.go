@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/downgrade"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
@@ -55,13 +58,17 @@ func (b *planner) back(st State, target versionfile.Version) error {
 			why = "the members agree on the raft entry from which all of them go back"
 		}
 		b.run(StepReplay, bin, why)
+	} else if st.unrun == b.at.Minor().String() {
+		if bin, ok := b.binary(b.at.Minor(), target); ok {
+			b.run(StepReplay, bin, unrun(b.at.Minor()))
+		}
 	}
 	for isBack(b.at, target) {
 		m := b.at.Minor()
 		toV2 := b.at.Storage == versionfile.Etcd3 && target.Storage == versionfile.Etcd2
 		if toV2 && (m == v3Since || m == target.Minor()) {
 			b.add(StepConvertBack, versionfile.Version{Release: b.at.Release, Storage: versionfile.Etcd2}, "",
-				fmt.Sprintf("%d keys of the v3 store become keys of the v2 store, leases as TTLs", st.V3.Keys))
+				fmt.Sprintf("the keys of the v3 store become keys of the v2 store, leases as TTLs: %s", english.Plural(st.V3.Keys, "key", "")))
 			continue
 		}
 		previous := m.Previous()
@@ -104,13 +111,30 @@ func (m *Migrator) goBack(ctx context.Context, s Step) error {
 			return err
 		}
 	}
+	if s.Binary == "" || m.st.several() {
+		if _, err := downgrade.Offline(ctx, p); err != nil || s.Binary == "" {
+			return err
+		}
+		return m.runEtcd(ctx, s)
+	}
+	// From here on the data may be one of the older minor, and nothing in it tells that its etcd has not run on it.
+	if err := m.noteUnrun(s.To.Minor()); err != nil {
+		return err
+	}
 	if _, err := downgrade.Offline(ctx, p); err != nil {
 		return err
 	}
-	if s.Binary == "" {
-		return nil
-	}
+	m.unrun = true
 	return m.runEtcd(ctx, s)
+}
+
+func (m *Migrator) noteUnrun(minor versionfile.Minor) error {
+	j, err := m.ownJournal()
+	if err != nil {
+		return err
+	}
+	j.Unrun = minor.String()
+	return datadir.WriteJSON(journalPath(m.layout), j)
 }
 
 func (m *Migrator) conversionBack(data *contents) convert.V2Params {
@@ -130,7 +154,7 @@ func (m *Migrator) stepDown(data *contents, s Step) downgrade.Params {
 func (m *Migrator) checkBack(ctx context.Context, s Step) error {
 	data, err := readLog(m.layout) // for itself, because checking uses it up
 	if err != nil {
-		return refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
+		return refuse(err, "the data cannot be read; restore a backup (of one of several members: remove it and add it anew instead), or see docs/troubleshooting.md")
 	}
 	var problems []convert.Problem
 	if s.Kind == StepConvertBack {

@@ -24,17 +24,33 @@ type journal struct {
 	From   versionfile.Version `json:"from"`
 	Target versionfile.Version `json:"target"`
 	Backup string              `json:"backup"` // path
-	// Permanent is the digest of the records without a TTL, which a migration never changes. If the data has another one,
-	// somebody has written to it since, and the backup is not of this data.
-	Permanent string `json:"permanent"`
-	// Revision is what the v3 store, or without one in use the v2 store's index, was at when the migration began. It never
-	// goes back, and every write raises it.
+	// Permanent is the digest of the records without a TTL in the store that Storage names, which no step but a conversion
+	// changes. If the data has another one, somebody has written to it since, and the backup is not of this data.
+	Permanent string              `json:"permanent"`
+	Storage   versionfile.Storage `json:"storage,omitempty"`
+	// Revision is what that store was at when the migration began, or when it was converted: the revision of the v3 store, the
+	// index of the v2 store. It never goes back, and every write raises it.
 	Revision int64 `json:"revision"`
 	// Converted is the raft entry at which a member of several has converted its v2 store, from then on until the others
 	// have, too.
 	Converted uint64 `json:"converted,omitempty"`
+	// ConvertedRevision is the v3 store's revision after that, at which it holds nothing but what was converted.
+	ConvertedRevision int64 `json:"convertedRevision,omitempty"`
 	// Left is where a member of several leaves its cluster's log in a rollback.
 	Left *leaving `json:"left,omitempty"`
+	// Several says that the member is one of several.
+	Several bool `json:"several,omitempty"`
+	// Together says that the members of a cluster walk this migration together, also when only one step is left of it.
+	Together bool `json:"together,omitempty"`
+	// Uncompared says that an etcd has been let at a member's data, and that this has not been compared with the other
+	// members' since.
+	Uncompared bool `json:"uncompared,omitempty"`
+	// Unrun is the minor that a step of a rollback has begun to make the data one of, until that minor's etcd has run on it.
+	Unrun string `json:"unrun,omitempty"`
+	// Foreign says that there was another journal, and that the data was not what it had been then.
+	Foreign bool `json:"foreign,omitempty"`
+	// Leases says that this is no migration: leases are being attached to keys, which writes them again.
+	Leases bool `json:"leases,omitempty"`
 	// Failed says what was found missing or changed after a step. Nothing but a restore goes on from there.
 	Failed string `json:"failed,omitempty"`
 }
@@ -45,45 +61,70 @@ func journalPath(l datadir.Layout) string { return filepath.Join(l.WorkDir(), Jo
 // backup is used, because the data is half way by now.
 func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error {
 	if !m.plan.needsBackup() {
-		return nil
+		j, err := openJournal(m.layout) // the last step may have been killed before its proof
+		if err != nil {
+			return refuse(err, "mend the cause and give the same command again")
+		}
+		return m.checkLost(j, now)
 	}
-	if j := readJournal(m.layout); j != nil && (j.Permanent == now.Permanent() || m.converted(j)) {
-		j.Permanent = now.Permanent()
-		j.From, j.Target = m.st.Version, m.plan.Target
-		return m.useBackup(*j, Event{Kind: EventBackup, Backup: j.Backup, Reused: true})
+	earlier, err := m.earlierRun()
+	if err != nil {
+		return err
 	}
-	if err := m.checkLost(now); err != nil {
+	half := earlier != nil && earlier.Backup == "" // killed while the backup was made, or right after it
+	if half {
+		earlier = nil
+	}
+	m.together = m.walkTogether(now)
+	if earlier != nil && (earlier.Permanent == now.Permanent() || m.converted(earlier)) {
+		earlier.Permanent, earlier.Storage = now.Permanent(), m.st.Version.Storage
+		earlier.From, earlier.Target, earlier.Together = m.st.Version, m.plan.Target, m.together
+		earlier.Leases = m.leases // it may have been one of AttachLeases, and is this run's now
+		return m.useBackup(*earlier, Event{Kind: EventBackup, Backup: earlier.Backup, Reused: true})
+	}
+	if err := m.checkLost(earlier, now); err != nil {
 		return err
 	}
 	// What could not be written down afterwards must not be begun: each start would make one more backup.
-	m.foreign = readJournal(m.layout) != nil
+	foreign := earlier != nil
 	began, dir := m.now(), m.layout.BackupsDir(m.BackupDir)
-	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent(), Revision: m.revision()}
-	if old := readJournal(m.layout); old != nil && m.st.several() {
-		j.Converted, j.Left = old.Converted, old.Left // what the members have agreed on stands
+	j := journal{Format: 1, Began: began, From: m.st.Version, Target: m.plan.Target, Permanent: now.Permanent(),
+		Storage: m.st.Version.Storage, Revision: m.revision(), Leases: m.leases, Foreign: foreign,
+		Several: m.st.several(), Together: m.together, Uncompared: m.st.uncompared}
+	if earlier != nil && m.st.several() {
+		j.Converted, j.ConvertedRevision, j.Left = earlier.Converted, earlier.ConvertedRevision, earlier.Left // what the members have agreed on stands
 	}
-	if old, err := openJournal(m.layout); err == nil && old != nil && old.Backup == "" {
-		// Killed while the backup was made, or right after it: then it is whole, and only the journal does not have it.
+	if earlier != nil {
+		j.Unrun = earlier.Unrun
+	}
+	if half { // then the backup may be whole, and only the journal does not have it
 		b, found, err := m.layout.UnchangedSince(dir)
 		if err != nil {
 			return refuse(err, "the data dir and the backups must be readable")
+		}
+		if err := datadir.RemoveUnfinished(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return refuse(err, "the data dir and the backups must be writable")
 		}
 		if found {
 			j.Backup = b.Path
 			return m.useBackup(j, Event{Kind: EventBackup, Backup: b.Path, Reused: true})
 		}
 	}
-	if !m.foreign {
+	if !foreign {
 		if err := errors.Join(datadir.MkdirAll(m.layout.WorkDir()), datadir.WriteJSON(journalPath(m.layout), j)); err != nil {
 			return refuse(err, "the data dir, and etcd-migrate in it, must be writable")
 		}
 	}
+	reason := "before the migration to " + m.plan.Target.String()
+	if m.leases {
+		reason = "before leases are attached to keys"
+	}
 	b, err := datadir.CreateBackup(ctx, m.layout, dir, datadir.Meta{
 		Version: m.st.Version, Member: m.st.Log.ClusterID + "/" + m.st.Member.ID,
-		Reason: "before the migration to " + m.plan.Target.String(), Tool: m.Tool,
+		Reason: reason, Tool: m.Tool,
 	}, m.progress("backup", UnitBytes))
 	if err != nil {
-		if !m.foreign {
+		if !foreign {
 			err = errors.Join(err, m.endJournal())
 		}
 		if ctx.Err() != nil {
@@ -107,29 +148,27 @@ func (m *Migrator) revision() int64 {
 // converted reports whether the data is what a conversion has just made of it, and the run was killed before it could note
 // what the records are now. A write since would have raised the revision.
 func (m *Migrator) converted(j *journal) bool {
-	return j.From.Storage != j.Target.Storage && m.st.Version.Storage == j.Target.Storage && m.revision() == j.Revision
+	return j.From.Storage != j.Target.Storage && m.st.Version.Storage == j.Target.Storage && m.revision() == j.Revision &&
+		j.Storage != m.st.Version.Storage
 }
 
-// checkLost finds what a run did not live to see: keys are not what they were when the migration began, and yet nobody has
-// written since. A conversion is not looked at, because it changes what is counted.
-func (m *Migrator) checkLost(now *keyspace.Fingerprint) error {
-	j := readJournal(m.layout)
-	if j == nil || j.Permanent == now.Permanent() || m.revision() != j.Revision ||
-		j.From.Storage != j.Target.Storage || j.From.Storage != m.st.Version.Storage || j.Target.Storage != m.plan.Target.Storage {
+// checkLost finds what a run did not live to see: keys are not what they were after the last step that was proven, and yet
+// nobody has written since.
+func (m *Migrator) checkLost(j *journal, now *keyspace.Fingerprint) error {
+	if j == nil || j.Permanent == now.Permanent() || m.revision() != j.Revision || j.Storage != m.st.Version.Storage {
 		return nil
 	}
-	j.Failed = fmt.Sprintf("the keys are not what they were when the migration to %s began, though the store is still at revision %d: "+
+	j.Failed = fmt.Sprintf("the keys are not what they were when the migration to %s was last proven, though the store is still at revision %d: "+
 		"a step has lost or changed some, and was killed before its proof", j.Target, m.revision())
-	refusal := journalRefusal(j)
+	refusal := m.journalRefusal(j)
 	refusal.Err = errors.Join(refusal.Err, datadir.WriteJSON(journalPath(m.layout), j))
 	return refusal
 }
 
 // journalRefusal is the error for a journal with a failed proof.
-func journalRefusal(j *journal) *Error {
+func (m *Migrator) journalRefusal(j *journal) *Error {
 	return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
-		Hint: "restore the backup with `etcd-migrate backup restore`, and report this with the message; " +
-			"nothing else may be done with the data until then"}
+		Hint: failedHint(m.layout, j.Backup, j.Several)}
 }
 
 // useBackup notes in the journal which backup is the one from before the first step. Before that, version.txt is corrected:
@@ -163,52 +202,109 @@ func openJournal(l datadir.Layout) (*journal, error) {
 	return &j, nil
 }
 
-// readJournal is openJournal, and gives nil as well if the journal cannot be read or the backup is not there.
-func readJournal(l datadir.Layout) *journal {
-	j, err := openJournal(l)
-	if err != nil || j == nil || j.Backup == "" || datadir.OpenBackup(j.Backup).Err != nil {
-		return nil
+// ownJournal is the journal of this very run.
+func (m *Migrator) ownJournal() (*journal, error) {
+	j, err := openJournal(m.layout)
+	if err == nil && j == nil {
+		err = errors.New("the journal is gone")
 	}
-	return j
+	return j, err
+}
+
+// earlierRun gives the journal of a run that was killed, nil if there is none. A backup that it names and that cannot be read, or
+// is not where it was, is a refusal: what would be backed up in its stead is half way.
+func (m *Migrator) earlierRun() (*journal, error) {
+	j, err := openJournal(m.layout)
+	if err != nil {
+		return nil, refuse(err, "mend the cause and give the same command again")
+	}
+	if j == nil || j.Backup == "" {
+		return j, nil
+	}
+	const given = "; if that backup is given up, move the journal %s away, and a new backup is made of the data as it is now"
+	refuseBackup := func(err error, hint string) error {
+		return refuse(err, hint+fmt.Sprintf(given, journalPath(m.layout)))
+	}
+	path := j.Backup
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		// The data dir may have another path by now, in a container for example.
+		path = filepath.Join(m.layout.BackupsDir(m.BackupDir), filepath.Base(path))
+	}
+	switch err := datadir.OpenBackup(path).Err; {
+	case errors.Is(err, fs.ErrNotExist) && !exists(path):
+		return nil, refuseBackup(fmt.Errorf("the backup from before the first step of an earlier run is not there: %s", j.Backup),
+			"mount its volume, or name the directory that it is in with --backup-dir, and give the same command again")
+	case err != nil:
+		return nil, refuseBackup(fmt.Errorf("the backup from before the first step of an earlier run is there, and cannot be read: %w", err),
+			"mend the cause and give the same command again")
+	}
+	j.Backup = path
+	return j, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // rememberFailure makes every later run refuse: a failed proof must not be lost with the process.
 func (m *Migrator) rememberFailure(s Step, proof error) error {
 	j, err := openJournal(m.layout) // also if somebody has removed the backup meanwhile
 	if err != nil || j == nil {
-		return errors.Join(proof, err)
+		return &proofError{errors.Join(proof, err)}
 	}
 	j.Failed = fmt.Sprintf("the step %s to %s failed its proof: %v", s.Kind, s.To, proof)
-	return errors.Join(proof, datadir.WriteJSON(journalPath(m.layout), j))
+	return &proofError{errors.Join(proof, datadir.WriteJSON(journalPath(m.layout), j))}
 }
 
-// continueJournal notes what the records are after a step that has changed what the v2 store does not know: how often a key
-// was written.
-func (m *Migrator) continueJournal(now *keyspace.Fingerprint) error {
-	j := readJournal(m.layout)
-	if j == nil || j.Permanent == now.Permanent() {
+// proofError is a proof that has failed: nothing goes on from there.
+type proofError struct{ err error }
+
+func (e *proofError) Error() string { return e.err.Error() }
+func (e *proofError) Unwrap() error { return e.err }
+
+// continueJournal notes what the records are after a step that was proven, so that the next run knows of each step that is
+// killed before its proof whether it has lost any.
+func (m *Migrator) continueJournal(s Step, now *keyspace.Fingerprint, side *sideData) error {
+	j, err := openJournal(m.layout)
+	if err != nil || j == nil {
+		return err
+	}
+	next := *j
+	next.Permanent, next.Storage, next.Unrun = now.Permanent(), s.To.Storage, ""
+	switch {
+	case s.Kind == StepConvert && m.report.Conversion != nil: // else an earlier run of one of several members has converted
+		next.Revision = m.report.Conversion.Revision
+	case side != nil && s.To.Storage == versionfile.Etcd3:
+		next.Revision = side.info.Revision
+	}
+	if next == *j {
 		return nil
 	}
-	j.Permanent = now.Permanent()
-	return datadir.WriteJSON(journalPath(m.layout), j)
+	return datadir.WriteJSON(journalPath(m.layout), next)
 }
 
 // finish ends the migration: the data is at the target, so the journal goes.
 func (m *Migrator) finish(last *keyspace.Fingerprint) error {
 	m.report.KeysAfter = int(last.Records)
 	m.report.PeakMemoryBytes = ownPeakMemory()
-	m.report.Seconds = m.now().Sub(m.report.Began).Seconds()
-	if err := errors.Join(m.noteJoined(), m.endJournal()); err != nil {
+	// Killed here, the next run finds the journal and prunes again.
+	if err := errors.Join(m.noteJoined(), m.prune(), m.endJournal()); err != nil {
 		return &Error{Kind: Failed, Op: "finish", Err: err, Backup: m.backup,
 			Data: fmt.Sprintf("the data is at %s and complete", m.plan.Target), Hint: "give the same command again"}
 	}
-	// Where an earlier run's journal did not fit the data, its backup can be the one from before everything.
-	if m.KeepBackups > 0 && m.backup != "" && !m.foreign {
-		removed, err := m.layout.Prune(m.layout.BackupsDir(m.BackupDir), m.KeepBackups)
-		m.report.Pruned = removed
-		if err != nil {
-			m.Log.Warn("not all old backups could be removed", "error", err) // which is no reason not to start etcd
-		}
+	return nil
+}
+
+// prune removes old backups once the migration is done. Where an earlier run's journal did not fit the data, its backup can be
+// the one from before everything.
+func (m *Migrator) prune() error {
+	j, err := openJournal(m.layout)
+	if err != nil || m.KeepBackups <= 0 || j == nil || j.Backup == "" || j.Foreign {
+		return err
+	}
+	if m.report.Pruned, err = m.layout.Prune(m.layout.BackupsDir(m.BackupDir), m.KeepBackups); err != nil {
+		m.Log.Warn("not all old backups could be removed", "error", err) // which is no reason not to start etcd
 	}
 	return nil
 }

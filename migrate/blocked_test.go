@@ -14,7 +14,7 @@ import (
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
-// TestBlocked: what cannot be made good is refused in words that help, and nothing has been changed.
+// TestBlocked: what cannot be made good is refused in words that help, by a plan in the same, and nothing has been changed.
 func TestBlocked(t *testing.T) {
 	set := etcds(t)
 	for name, tc := range map[string]struct {
@@ -74,7 +74,11 @@ func TestBlocked(t *testing.T) {
 			if tc.with != nil {
 				tc.with(&r)
 			}
+			_, _, planErr := migrate.New(r).Plan(t.Context())
 			refusedUnchanged(t, m, r, tc.says...)
+			if _, err := migrate.New(r).Run(t.Context()); planErr == nil || planErr.Error() != err.Error() {
+				t.Errorf("Plan says %v, and Run %v", planErr, err)
+			}
 		})
 	}
 }

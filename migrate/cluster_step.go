@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/cluster"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
+	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
@@ -28,6 +30,22 @@ func (m *Migrator) checkCluster() error {
 			"give `etcd-migrate run … -- etcd …` on every member, with the flags of that member's etcd, --listen-peer-urls among them: "+
 				"see docs/ha.md; or make a cluster of one from this member with --force-new-cluster, migrate it and add the others anew")
 	}
+	if err := m.checkTogether(); err != nil {
+		return err
+	}
+	peers, err := cluster.New(m.others(), m.Peers)
+	if err != nil {
+		return refuse(err, "the peer certificates in etcd's own flags must be readable")
+	}
+	m.peers = peers
+	return nil
+}
+
+// checkTogether refuses what several members cannot do together.
+func (m *Migrator) checkTogether() error {
+	if !m.st.several() {
+		return nil
+	}
 	if converts := slices.ContainsFunc(m.plan.Steps, func(s Step) bool { return s.Kind == StepConvert }); m.st.hasLearner() && (converts || m.plan.Back()) {
 		return refuse(errors.New("the cluster has a learner, which cannot agree with the others on what to convert or to bring back"),
 			"promote it, or remove it with `etcdctl member remove` and add it anew afterwards, with an empty data dir")
@@ -37,11 +55,6 @@ func (m *Migrator) checkCluster() error {
 			"make a cluster of one from one member: start its etcd with --force-new-cluster and stop it, roll that data dir back with "+
 				"`etcd-migrate rollback`, start the older etcd on it, and add the other members anew with empty data dirs: see docs/ha.md")
 	}
-	peers, err := cluster.New(m.others(), m.Peers)
-	if err != nil {
-		return refuse(err, "the peer certificates in etcd's own flags must be readable")
-	}
-	m.peers = peers
 	return nil
 }
 
@@ -75,21 +88,73 @@ func (p Plan) together() bool {
 	return upgrades > 1
 }
 
+// walkTogether reports whether this run is part of a migration that the members walk together. The remaining plan does not
+// say so when all but one step were made before a restart, but the journal does. If others have written to the data since,
+// that migration was given up, and the members are perhaps being upgraded one after the other.
+func (m *Migrator) walkTogether(now *keyspace.Fingerprint) bool {
+	j, err := openJournal(m.layout)
+	if m.rejoins {
+		return false
+	}
+	if m.plan.together() || err != nil || j == nil || !j.Together || j.Target != m.plan.Target {
+		return m.plan.together()
+	}
+	upgrades := slices.ContainsFunc(m.plan.Steps, func(s Step) bool { return s.Kind == StepUpgrade })
+	return !upgrades && !m.plan.Back() || j.Permanent == now.Permanent() || m.converted(j)
+}
+
 // ready waits until the step's etcd has taken the data over: for a member that is alone, see member.Ready.
 func (m *Migrator) ready(ctx context.Context, s Step, etcd *member.Etcd) error {
 	if !m.st.several() {
 		return etcd.Ready(ctx)
 	}
 	return m.watching(ctx, s, etcd, func() error {
-		if s.Kind == StepUpgrade && m.plan.together() {
-			return etcd.Ready(ctx)
+		if s.Kind == StepUpgrade && (m.together || m.step < len(m.plan.Steps)) {
+			if err := etcd.Ready(ctx); err != nil {
+				return err
+			}
 		}
-		return etcd.Joined(ctx)
+		return m.joined(ctx, etcd)
 	})
+}
+
+// joined waits until the etcd takes part in its cluster, and looks who else does now: this member may have missed that others
+// have been added or removed.
+func (m *Migrator) joined(ctx context.Context, etcd *member.Etcd) error {
+	if err := etcd.Joined(ctx); err != nil {
+		return err
+	}
+	members, err := m.peers.List(ctx, clusterMember(m.st.Member))
+	others := slices.DeleteFunc(slices.Clone(members), func(v cluster.Member) bool { return v.ID == m.st.Member.ID })
+	if err != nil || len(others) == len(members) {
+		m.Log.Debug("ask for the members", "error", err) // its own URL can be one that is meant for the others only
+		return nil
+	}
+	m.peers.Update(others)
+	return nil
+}
+
+// awaited are the members that an agreement waits for.
+type awaited struct {
+	mu  sync.Mutex
+	ids []string
+}
+
+func (a *awaited) set(ids []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.ids = ids
+}
+
+func (a *awaited) has(id string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Contains(a.ids, id)
 }
 
 // watching does something that depends on the other members, and tells which ones it waits for meanwhile.
 func (m *Migrator) watching(ctx context.Context, s Step, etcd *member.Etcd, do func() error) error {
+	m.awaited.set(nil)
 	stop := m.watchPeers(ctx, s, etcd)
 	err := do()
 	if waiting := stop(); err != nil && len(waiting) > 0 {
@@ -104,8 +169,8 @@ const (
 	watchQuiet = 2 * time.Second
 )
 
-// watchPeers tells, until it is stopped, which members the step waits for: those that are not reachable, and those that
-// run an older minor. stop gives the last ones. With a learner among the members it also writes, because a learner gets
+// watchPeers tells, until it is stopped, which members the step waits for: those that are not reachable, those that run an
+// older minor, and those that an agreement lacks. stop gives the last ones. With a learner among the members it also writes, because a learner gets
 // its raft snapshot from what others write.
 func (m *Migrator) watchPeers(ctx context.Context, s Step, etcd *member.Etcd) (stop func() []string) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -128,9 +193,12 @@ func (m *Migrator) watchPeers(ctx context.Context, s Step, etcd *member.Etcd) (s
 			}
 			waiting = nil
 			for _, p := range status {
-				older := p.Server.Minor().Less(s.To.Minor()) && (m.plan.together() || s.Kind != StepUpgrade)
-				if p.Err != nil || older || s.Kind == StepDowngrade && p.Server.Minor() != s.To.Minor() {
+				older := p.Server.Minor().Less(s.To.Minor()) && (m.together || s.Kind != StepUpgrade)
+				switch {
+				case p.Err != nil, older, s.Kind == StepDowngrade && p.Server.Minor() != s.To.Minor():
 					waiting = append(waiting, p.String())
+				case m.awaited.has(p.ID): // it may run an etcd that was not started by etcd-migrate
+					waiting = append(waiting, fmt.Sprintf("%s (etcd %s, has not joined the agreement)", p.Member, p.Server))
 				}
 			}
 			if len(waiting) > 0 && time.Since(began) > watchQuiet && !slices.Equal(waiting, told) {
@@ -161,13 +229,32 @@ func (m *Migrator) writeForLearners(ctx context.Context, etcd *member.Etcd) {
 	}
 }
 
-// agree compares the data with the other members', where the step's etcd can: after the first step, in which a member that
-// lagged behind has caught up, and after the last one. What has diverged must not be carried on.
+// compares reports whether the data is compared with the other members' in this step, if its etcd can: in the first one, in
+// which a member that lagged behind catches up, and in the last one.
+func (m *Migrator) compares(s Step) bool {
+	return m.st.several() && !s.To.Minor().Less(cluster.HashSince) && (!m.agreed || m.step == len(m.plan.Steps))
+}
+
+// noteCompared notes in the journal whether the comparison is still to be made. That it is must be known before an etcd is
+// let at the data: once it has raised the version, a run after this one may find no step left to take.
+func (m *Migrator) noteCompared(compared bool) error {
+	j, err := m.ownJournal()
+	if err != nil || j.Uncompared == !compared {
+		return err
+	}
+	j.Uncompared = !compared
+	return datadir.WriteJSON(journalPath(m.layout), j)
+}
+
+// lingering is how long a member stays that has found out that its data is not the others'.
+const lingering = 5 * time.Second
+
+// agree compares the data with the other members'. What has diverged must not be carried on.
 func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
-	if !m.st.several() || s.To.Minor().Less(cluster.HashSince) || m.agreed && m.step < len(m.plan.Steps) {
+	if !m.compares(s) {
 		return nil
 	}
-	a, err := m.peers.Agree(ctx, s.To.Minor(), m.plan.together(), func(ctx context.Context) (cluster.Hash, int64, error) {
+	a, err := m.peers.Agree(ctx, s.To.Minor(), m.together, func(ctx context.Context) (cluster.Hash, int64, error) {
 		if m.st.Member.Learner { // which answers nothing of that kind to clients
 			return m.peers.Hash(ctx, clusterMember(m.st.Member), 0)
 		}
@@ -177,18 +264,24 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 	var diverged *cluster.DivergedError
 	if errors.As(err, &diverged) {
 		diverged.Self = clusterMember(m.st.Member)
+		select { // the others must be able to find out, too
+		case <-ctx.Done():
+		case <-etcd.Exited():
+		case <-time.After(lingering):
+		}
 	}
 	if err != nil {
 		return err
 	}
 	m.agreed, m.agreement = true, &a
-	return nil
+	return m.noteCompared(true)
 }
 
-// mayReplicate reports whether the step can have brought writes of other members: the first one, in which a member catches
-// up with the cluster, and the last one, in which members that are done already serve clients.
+// mayReplicate reports whether the step is likely to have brought writes of other members: the first one, in which a member
+// catches up with the cluster, and the last one, in which members that are done already serve clients. In any other, too, keys
+// may be others than before if the store has gone on, because the others decide what is in it.
 func (m *Migrator) mayReplicate() bool {
-	return m.st.several() && (m.step == 1 || m.step == len(m.plan.Steps) || !m.plan.together())
+	return m.st.several() && (m.step == 1 || m.step == len(m.plan.Steps) || !m.together)
 }
 
 // joinedMarker is a file in the work dir that says as which version this member has joined a cluster whose version was
@@ -197,8 +290,11 @@ func joinedMarker(l datadir.Layout) string { return filepath.Join(l.WorkDir(), "
 
 // noteJoined writes the marker after a rolling upgrade, and removes it after everything else.
 func (m *Migrator) noteJoined() error {
-	if m.st.several() && m.plan.needsBackup() && m.plan.Forward() && !m.plan.together() {
+	if m.st.several() && m.plan.needsBackup() && m.plan.Forward() && !m.together {
 		return datadir.WriteFile(joinedMarker(m.layout), []byte(m.plan.Target.String()+"\n"), 0o600)
+	}
+	if len(m.plan.Steps) == 0 && m.joinedAs(m.Target) {
+		return nil // the others are not done yet
 	}
 	if err := os.Remove(joinedMarker(m.layout)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -211,9 +307,29 @@ func (m *Migrator) joinedAs(v versionfile.Version) bool {
 	return err == nil && strings.TrimSpace(string(content)) == v.String()
 }
 
+// noteJoinedBefore takes the word of version.txt, which the cluster's version is one minor behind, for what this member has done
+// in a rolling upgrade. Mostly it is upToDate that does so. From 3.6 on the log must be such that this etcd gets along with it:
+// a late member can have written to it since, and so can an older etcd that was started in between. If the target is a later
+// version, the step is made again, until the cluster's version has risen, and is none that the members make together.
+func (m *Migrator) noteJoinedBefore() {
+	f := m.st.VersionFile
+	if !m.st.several() || f == nil || !oneAhead(m.st.Version.Minor(), f.Minor()) || !m.joinedAs(*f) {
+		return
+	}
+	m.rejoins = *f != m.Target && m.Target.Storage == f.Storage && oneAhead(f.Minor(), m.Target.Minor())
+	if *f == m.Target && (m.st.Log.Foreign == 0 || f.Minor().Less(v3_6)) {
+		m.st.Version = *f
+		m.st.Problems = slices.DeleteFunc(m.st.Problems, func(p Problem) bool { return p.Code == versionFileAhead })
+	}
+}
+
 // divergedHint says what to do about members whose data is not the same.
 const divergedHint = "find out which members are right (`etcdctl endpoint hashkv` on each, started alone on a copy of its data dir), restore the " +
 	"data dirs from the backups, remove the member that is wrong with `etcdctl member remove` and add it anew with an empty data dir"
+
+// severalFailedHint is for a failed proof: one member of several must not go back by itself.
+const severalFailedHint = "remove this member with `etcdctl member remove` and add it anew with an empty data dir, if the others are well; or stop all " +
+	"members and restore the backups of all of them with `etcd-migrate backup restore`, never that of one alone; report this with the message"
 
 // hintForCluster is hintFor for what only happens with several members.
 func hintForCluster(err error) string {
@@ -221,8 +337,11 @@ func hintForCluster(err error) string {
 	if errors.As(err, &diverged) {
 		return divergedHint
 	}
-	if errors.Is(err, errMissed) || errors.Is(err, errBeyond) {
+	if errors.Is(err, errMissed) {
 		return missedHint
+	}
+	if errors.Is(err, errBeyond) {
+		return beyondHint
 	}
 	return ""
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 )
 
@@ -35,10 +36,14 @@ func ParseLosses(list string) ([]convert.Loss, error) {
 
 // accepted are the losses that the conversion may bring.
 func (m *Migrator) accepted() []convert.Loss {
+	accepted := slices.Clone(m.AcceptLoss)
 	if m.V2Leftovers == LeftoversDiscard {
-		return append(slices.Clone(m.AcceptLoss), convert.LossV2Auth)
+		accepted = append(accepted, convert.LossV2Auth)
 	}
-	return m.AcceptLoss
+	if m.st.converted && m.st.V3.Revision == m.st.convertedRevision {
+		accepted = append(accepted, convert.LossV3Keys) // they are what was converted before the members agreed anew
+	}
+	return accepted
 }
 
 // conversion says what is converted to what.
@@ -77,7 +82,7 @@ func (m *Migrator) convert(ctx context.Context, s Step) error {
 func (m *Migrator) checkConversion() (demand, error) {
 	data, err := m.readLog()
 	if err != nil {
-		return demand{}, refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
+		return demand{}, refuse(err, "the data cannot be read; restore a backup (of one of several members: remove it and add it anew instead), or see docs/troubleshooting.md")
 	}
 	p := m.conversion(data)
 	problems, err := convert.Check(p)
@@ -94,29 +99,37 @@ func (m *Migrator) refuseLosses(problems []convert.Problem) error {
 		return nil
 	}
 	var errs []error
-	var hints []string
 	var about []Names
 	for _, p := range problems {
 		errs = append(errs, errors.New(p.Text))
-		hints = append(hints, lossHint(p.Loss))
-		about = append(about, names(string(p.Loss), p.Keys, int(p.Count))...)
+		about = append(about, m.st.namesOf(p)...)
 	}
-	return refuse(errors.Join(errs...), strings.Join(hints, "; ")).naming(about)
+	return refuse(errors.Join(errs...), lossHints(problems)).naming(about)
 }
 
-func lossHint(loss convert.Loss) string {
-	switch loss {
-	case "":
-		return "this cannot be accepted: mend it first, or restore a backup from before the upgrade"
-	case convert.LossV2Auth:
-		return "note the users and roles down, disable v2 authentication if it is enabled, and discard them with --v2-leftovers=discard; " +
-			"create them anew in v3 with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`"
-	case convert.LossOverQuota:
-		return "give the quota that etcd will run with (--quota-backend-bytes, up to 8 GiB), or accept it with --accept-loss=over-quota"
-	case convert.LossV3Keys:
-		return "if the v2 store is what counts, accept it with --accept-loss=v3-keys; if the v3 store is, write etcd3 to version.txt"
+// lossHints says what can be done about them: once, where it is the same for several.
+func lossHints(problems []convert.Problem) string {
+	var hints, accept []string
+	restore := ", or restore a backup from before the upgrade"
+	for _, p := range problems {
+		switch p.Loss {
+		case "":
+			hints, restore = append(hints, "this cannot be accepted: mend it first"+restore), ""
+		case convert.LossV2Auth:
+			hints = append(hints, "note the users and roles down, disable v2 authentication if it is enabled, and discard them with --v2-leftovers=discard; "+
+				"create them anew in v3 with `etcdctl user add`, `etcdctl role add` and `etcdctl auth enable`")
+		case convert.LossOverQuota:
+			hints = append(hints, "give the quota that etcd will run with (--quota-backend-bytes, up to 8 GiB), or accept it with --accept-loss=over-quota")
+		case convert.LossV3Keys:
+			hints = append(hints, "if the v2 store is what counts, accept it with --accept-loss=v3-keys; if the v3 store is, write etcd3 to version.txt")
+		default:
+			accept = append(accept, string(p.Loss))
+		}
 	}
-	return fmt.Sprintf("accept it with --accept-loss=%s, or restore a backup from before the upgrade", loss)
+	if len(accept) > 0 {
+		hints = append(hints, "accept it with --accept-loss="+strings.Join(accept, ",")+restore)
+	}
+	return strings.Join(hints, "; ")
 }
 
 // demandOfConversion is what the new db takes beside the old one. With pages that are half full it is twice the records.
@@ -127,10 +140,18 @@ func (m *Migrator) demandOfConversion(data *contents) demand {
 }
 
 // hintFor says what to do next after a step has failed.
-func hintFor(err error) string {
+func hintFor(err error, several bool) string {
 	next := "mend the cause and give the same command again to go on from there, or restore the backup and start the etcd that the data belonged to"
+	if several {
+		next = "mend the cause and give the same command again to go on from there; or stop all members and restore the backups of all of them, never " +
+			"that of one alone, and start the etcds that the data belonged to"
+	}
 	if hint := hintForCluster(err); hint != "" {
 		return hint
+	}
+	var stranger *datadir.HeldError
+	if errors.As(err, &stranger) {
+		return "an etcd was started on the data while it is being migrated: stop it, and give the same command again; what it has written is kept"
 	}
 	var e *member.Error
 	if errors.As(err, &e) && e.Hint != "" {

@@ -568,6 +568,6 @@ func TestDamagedJournal(t *testing.T) {
 	must(t, datadir.MkdirAll(filepath.Dir(journal)))
 	for _, content := range []string{"", "{", `{"format":2}`, "\x00\x00\x00\x00", `{"format":1}x`} {
 		must(t, os.WriteFile(journal, []byte(content), 0o600))
-		refusedUnchanged(t, m, m.request(t, "3.6"), journal, "backup restore")
+		refusedUnchanged(t, m, m.request(t, "3.6"), journal, "etcd-migrate backup restore --data-dir "+m.dir)
 	}
 }

@@ -46,7 +46,7 @@ func (m *contents) describe(st *State, now time.Time) error {
 func (m *contents) describeV2(st *State, now time.Time) error {
 	s, auth := m.tree.Stats(now), m.tree.Auth()
 	st.V2 = V2State{
-		Keys: s.Keys, Bytes: s.Bytes, TTLs: s.TTLs, Hidden: s.Hidden, Expired: s.Expired, EmptyDirs: s.EmptyDirs,
+		Keys: s.Keys, Bytes: s.Bytes, TTLs: s.TTLs, Hidden: s.Hidden, Expired: s.Expired, EmptyDirs: s.EmptyDirs, NotUTF8: s.NotUTF8,
 		Index: m.tree.Index(), Auth: len(auth.Users) + len(auth.Roles), AuthEnabled: auth.Enabled,
 		Users: auth.Users, Roles: auth.Roles, TopLevel: len(m.tree.TopLevel()),
 	}

@@ -53,6 +53,34 @@ func ExampleMakePlan() {
 	// target version 3.4: there is no etcd of that minor among etcd 2.3.8, 3.0.17, 3.1.20, 3.2.32 in /usr/local/bin; nothing has been changed; put etcd-3.4.<patch> into /usr/local/bin, or name another directory with --bin-dir
 }
 
+// Plan looks at the data and says what Run would do. It changes nothing, and the same Migrator can Run afterwards.
+func ExampleMigrator_Plan() {
+	etcds, err := pathtest.Binaries(os.Getenv("ETCD_MIGRATE_BIN_DIR"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	dir, remove := exampleData(etcds, "3.4")
+	defer remove()
+
+	target, err := migrate.ResolveTarget("3.6", "", etcds)
+	if err != nil {
+		log.Fatal(err)
+	}
+	m := migrate.New(migrate.Request{DataDir: dir, Target: target, Binaries: etcds})
+	state, plan, err := m.Plan(context.Background())
+	if err != nil {
+		log.Fatal(err) // an *Error: what stands in the way, and what to do about it
+	}
+	fmt.Println(state.V3.Keys, "keys at etcd", state.Version.Minor())
+	for _, s := range plan.Steps {
+		fmt.Println(s.Kind, "to", s.To.Minor())
+	}
+	// Output:
+	// 33 keys at etcd 3.4
+	// upgrade to 3.5
+	// upgrade to 3.6
+}
+
 // A migration tells an Observer how it goes, and ends with a Report. It can be killed at any moment, and run again.
 func ExampleMigrator_Run() {
 	ctx := context.Background()

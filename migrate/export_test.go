@@ -49,3 +49,12 @@ func Preflight(ctx context.Context, r Request) (st State, fingerprint *keyspace.
 	fingerprint, err = m.firstFingerprint(ctx)
 	return m.st, fingerprint, err
 }
+
+// Gate takes the last look at the data before a step's etcd.
+func Gate(ctx context.Context, r Request, s Step) error {
+	m := New(r)
+	if err := m.open(); err != nil {
+		return err
+	}
+	return m.gate(ctx, s)
+}

@@ -116,7 +116,7 @@ func (m *Migrator) proveSideData(s Step, before, after *sideData, took time.Dura
 	if after == nil {
 		return errors.New("the db is gone")
 	}
-	if m.mayReplicate() {
+	if m.mayReplicate() || result.Replicated {
 		return m.proveRevision(before, after, result)
 	}
 	for id, ttl := range before.leases {
@@ -142,6 +142,26 @@ func (m *Migrator) proveSideData(s Step, before, after *sideData, took time.Dura
 		return fmt.Errorf("the alarms are %v, and were %v before the step", a.Alarms, b.Alarms)
 	case a.AuthEnabled != b.AuthEnabled, !slices.Equal(a.Users, b.Users), !slices.Equal(a.Roles, b.Roles):
 		return errors.New("users, roles or whether authentication is enabled are not what they were before the step")
+	}
+	return nil
+}
+
+// v2Index gives the index of the v2 store, 0 where it does not matter.
+func (m *Migrator) v2Index(s Step) (uint64, error) {
+	if !m.st.several() || s.From.Storage != versionfile.Etcd2 {
+		return 0, nil
+	}
+	data, err := m.readLog()
+	if err != nil {
+		return 0, err
+	}
+	return data.tree.Index(), nil
+}
+
+// proveIndex is proveRevision for the v2 store.
+func proveIndex(before, after uint64) error {
+	if after <= before {
+		return fmt.Errorf("the keys are not what they were before the step, and yet the v2 store is at index %d and was at %d", after, before)
 	}
 	return nil
 }

@@ -35,3 +35,37 @@ func TestLeasesEndInTheirTime(t *testing.T) {
 		})
 	}
 }
+
+// TestKeysOfSeveralEndByTheLeadersClock: of several members, one whose clock is behind sees keys end before their time. That is
+// no failed proof if the store has gone on.
+func TestKeysOfSeveralEndByTheLeadersClock(t *testing.T) {
+	now := time.Now()
+	permanent := keyspace.Record{Key: []byte("a"), Value: []byte("x"), Created: 1, Modified: 1}
+	ends := keyspace.Record{Key: []byte("b"), Value: []byte("x"), Created: 2, Modified: 2, Expiry: now.Add(20 * time.Second)}
+	var before, ended, changed keyspace.Fingerprint
+	before.Add(permanent)
+	before.Add(ends)
+	ended.Add(permanent)
+	s := Step{Kind: StepUpgrade, From: parse("2.3.8/etcd2"), To: parse("3.0.17/etcd2")}
+	for _, tc := range []struct {
+		members    int
+		after      *keyspace.Fingerprint
+		ok         bool
+		replicated bool
+	}{
+		{1, &ended, false, false},
+		{3, &ended, true, false},
+		{1, &changed, false, false},
+		{3, &changed, true, true},
+	} {
+		m := &Migrator{Request: Request{Now: func() time.Time { return now }}, st: State{Members: make([]Member, tc.members)}, step: 2}
+		m.plan.Steps, m.together = make([]Step, 3), true
+		var result StepReport
+		if err := m.prove(s, &before, tc.after, nil, time.Second, &result); (err == nil) != tc.ok || result.Replicated != tc.replicated {
+			t.Errorf("%d members: got %v, replicated %v", tc.members, err, result.Replicated)
+		}
+	}
+	if proveIndex(7, 7) == nil || proveIndex(7, 6) == nil || proveIndex(7, 8) != nil {
+		t.Error("other keys at the same index are taken for replicated ones")
+	}
+}

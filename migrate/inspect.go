@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,15 +40,15 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 	st.V3.Alarms = []string{}
 	presence, err := l.Presence()
 	if err != nil {
-		return st, nil, refuse(err, "check the path, and that the volume is mounted")
+		return st, nil, refuse(err, readHint(l, err, "check the path, and that the volume is mounted"))
 	}
 	if backup, err := l.InterruptedRestore(); err != nil || backup != "" {
 		text := "the restore of a backup was interrupted half way"
 		if err != nil {
 			text += fmt.Sprintf(", or that cannot be told: %v", err)
 		}
-		st.block("restore-interrupted", text, "complete it: give `etcd-migrate backup restore` "+
-			"or any command that migrates on this data dir")
+		st.block("restore-interrupted", text, "complete it: give "+restoreCommand(l, l.BackupsDir(""), backup)+
+			" or any command that migrates on this data dir")
 		return st, nil, nil
 	}
 	fromFile, fileErr := readVersionFile(l)
@@ -72,26 +73,40 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 	if errors.Is(err, raftlog.ErrNoLog) && neverUsed(l) {
 		return fresh() // a first start that ended after etcd had made its db and before it made its log
 	}
+	if errors.Is(err, raftlog.ErrNoLog) || errors.Is(err, raftlog.ErrLostLog) {
+		// What is lost may only lie elsewhere, and a backup that is restored over good data loses what is newer.
+		return st, nil, refuse(fmt.Errorf("read the data: %w", err), "if etcd runs with --wal-dir, give the same here, and see that its volume is mounted; "+
+			"only if there is no log anywhere, restore a backup")
+	}
 	if err != nil {
-		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
-			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
+		return st, nil, refuse(fmt.Errorf("read the data: %w", err), readHint(l, err, damaged))
 	}
 	if err := data.describe(&st, now); err != nil {
 		data.close()
 		if ctx.Err() != nil {
 			return st, nil, &Error{Kind: Interrupted, Op: "inspect", Err: context.Cause(ctx)}
 		}
-		return st, nil, refuse(fmt.Errorf("read the data: %w", err),
-			"the files are damaged or are not an etcd member's; restore a backup, or see docs/troubleshooting.md")
+		return st, nil, refuse(fmt.Errorf("read the data: %w", err), readHint(l, err, damaged))
 	}
-	if j := readJournal(l); j != nil {
-		st.left = j.Left != nil
+	switch j, err := openJournal(l); {
+	case err != nil:
+		st.block("journal-unreadable", fmt.Sprintf("the journal of an earlier run cannot be read, which may say that a proof has failed: %v", err),
+			journalUnreadable(l, l.BackupsDir("")))
+	case j != nil:
+		if j.Failed != "" {
+			st.block("proof-failed", fmt.Sprintf("a proof of an earlier run has failed, which began with the backup %s: %s", j.Backup, j.Failed), failedHint(l, j.Backup, j.Several))
+		}
+		st.left, st.uncompared, st.unrun = j.Left != nil, j.Uncompared, j.Unrun
+		st.converted, st.convertedRevision = j.Converted > 0, j.ConvertedRevision
 		st.convertedBack = j.From.Storage == versionfile.Etcd3 && j.Target.Storage == versionfile.Etcd2
 	}
 	st.determineVersion(data.readings(), fromFile, fileErr)
 	st.checkMember(data)
 	return st, data, nil
 }
+
+// damaged is what to do about data that can be read and makes no sense.
+const damaged = "the files are damaged or are not an etcd member's; restore a backup (of one of several members: remove it and add it anew instead), or see docs/troubleshooting.md"
 
 // readVersionFile gives nil for a file that is not there, with fs.ErrNotExist.
 func readVersionFile(l datadir.Layout) (*versionfile.Version, error) {
@@ -126,7 +141,7 @@ func (st *State) refuseAbsence(l datadir.Layout, backupsDir string, fileErr erro
 			continue // of another member
 		}
 		st.block("member-missing", fmt.Sprintf("%s holds no member's data, but there are backups of it in %s", l.DataDir, backupsDir),
-			"an etcd would begin an empty cluster here: restore one with `etcd-migrate backup restore`, "+
+			"an etcd would begin an empty cluster here: restore one with "+restoreCommand(l, backupsDir, "")+", "+
 				"or move the backups away if a new cluster is what you want")
 		return
 	}
@@ -222,9 +237,7 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 			if err := m.applied(m.tree.ApplyV3(e.V3)); err != nil {
 				return err
 			}
-			if set := e.V3.ClusterVersionSet; set != nil {
-				m.fromLog = set.Ver
-			}
+			m.fromLog = cmp.Or(setsVersion(e), m.fromLog)
 			if e.Index > m.info.ConsistentIndex && m.writesV3(e.V3) {
 				m.pending++
 			}
@@ -235,16 +248,33 @@ func (m *contents) replay(l datadir.Layout) (err error) {
 		return err
 	}
 	m.pending += len(m.granted)
-	if members, err := m.tree.Members(); err == nil && len(members) > 1 {
+	members, err := m.tree.Members()
+	alone := err == nil && len(members) == 1
+	if err == nil && len(members) > 1 {
 		m.tree.Forget(member.MarksV2) // what members tell each other is none of the users' keys
 	}
 	return m.log.EachUncommitted(func(e raftlog.Entry) error {
 		if c := e.ConfChange; c != nil && c.Type == raftpb.ConfChangeAddNode && c.NodeID != m.log.NodeID() {
 			m.joining = true
 		}
+		if alone { // it commits whatever is in its log, and an older etcd does not survive a newer version there
+			m.fromLog = cmp.Or(setsVersion(e), m.fromLog)
+		}
 		m.entries.add(e)
 		return nil
 	})
+}
+
+// setsVersion gives the cluster version that an entry sets, in the form of 3.5 and later or in that of those before, "" if it
+// sets none.
+func setsVersion(e raftlog.Entry) string {
+	switch {
+	case e.V3 != nil && e.V3.ClusterVersionSet != nil:
+		return e.V3.ClusterVersionSet.Ver
+	case e.V2 != nil && e.V2.Method == "PUT" && e.V2.Path == "/0/version":
+		return e.V2.Val
+	}
+	return ""
 }
 
 // applied notes the first cluster version that there is.

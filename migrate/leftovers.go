@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -39,10 +42,10 @@ type Discards struct {
 func (d Discards) String() string {
 	var parts []string
 	if d.Keys > 0 {
-		parts = append(parts, fmt.Sprintf("%d keys", d.Keys))
+		parts = append(parts, english.Plural(d.Keys, "key", ""))
 	}
 	if d.Users+d.Roles > 0 {
-		parts = append(parts, fmt.Sprintf("%d users and %d roles of v2 authentication", d.Users, d.Roles))
+		parts = append(parts, english.Plural(d.Users, "user", "")+" and "+english.Plural(d.Roles, "role", "")+" of v2 authentication")
 	}
 	return strings.Join(parts, ", ")
 }
@@ -61,12 +64,26 @@ func (st State) leftoverKeys() []Names {
 	return names("keys of the v2 store", st.V2.Examples, st.V2.Unconverted)
 }
 
-func (st State) leftoverAuth() []Names {
-	return append(names("users of the v2 API", st.V2.Users, len(st.V2.Users)), names("roles of the v2 API", st.V2.Roles, len(st.V2.Roles))...)
+func (st State) leftoverAuth() []Names { return usersAndRoles("v2", st.V2.Users, st.V2.Roles) }
+
+func usersAndRoles(api string, users, roles []string) []Names {
+	return append(names("users of the "+api+" API", users, len(users)), names("roles of the "+api+" API", roles, len(roles))...)
+}
+
+// namesOf gives examples of what would be lost.
+func (st State) namesOf(p convert.Problem) []Names {
+	switch p.Loss {
+	case convert.LossV2Auth:
+		return st.leftoverAuth()
+	case convert.LossV3Auth:
+		return usersAndRoles("v3", st.V3.Users, st.V3.Roles)
+	}
+	return names(string(p.Loss), p.Keys, int(p.Count))
 }
 
 // checkLeftovers refuses to go beyond 3.5 with things in the v2 store that are nowhere else: etcd 3.6 does not start on
-// them, and what has not been carried over must not be thrown away silently.
+// them, and what has not been carried over must not be thrown away silently. And it refuses to guess which of two stores that
+// are both in use is the users' own: a client of the other one would see an empty cluster.
 func checkLeftovers(st State, target versionfile.Version, choice Leftovers) error {
 	left := st.leftovers()
 	auth := st.V2.Auth > 0 || st.V2.AuthEnabled
@@ -78,13 +95,20 @@ func checkLeftovers(st State, target versionfile.Version, choice Leftovers) erro
 		}
 		return nil
 	}
+	if st.VersionFile == nil && left.Keys > 0 {
+		at := st.Version.Release
+		return refuse(fmt.Errorf("the v2 store holds %s, %d of them not in the v3 store, the v3 store holds %d, and there is no version.txt to say which store is in use",
+			english.Plural(st.V2.Keys, "key", ""), left.Keys, st.V3.Keys),
+			fmt.Sprintf("if it is the v3 store, write %s/etcd3 to version.txt, or discard what is in the v2 store with --v2-leftovers=discard; "+
+				"if it is the v2 store, write %s/etcd2, and its keys take the place of those in the v3 store", at, at)).naming(st.leftoverKeys())
+	}
 	if target.Minor().Compare(v2Until) <= 0 {
 		return nil
 	}
 	const found = "the v2 store still holds %s, and etcd 3.6 and later refuse such a data dir"
 	if left.Keys > 0 {
-		return refuse(fmt.Errorf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store; etcd 3.6 and later refuse such a data dir",
-			st.V2.Keys, left.Keys),
+		return refuse(fmt.Errorf("the v2 store holds %s beside the v3 data, %d of them not in the v3 store; etcd 3.6 and later refuse such a data dir",
+			english.Plural(st.V2.Keys, "key", ""), left.Keys),
 			fmt.Sprintf("if nobody needs them, discard them with --v2-leftovers=discard (the backup keeps them); to look at them, start etcd %s on the data%s "+
 				"and give `ETCDCTL_API=2 etcdctl ls -r`; or choose a target up to 3.5, where they do no harm", st.Version.Minor(), withV2(st.Version.Minor()))).naming(st.leftoverKeys())
 	}

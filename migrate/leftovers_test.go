@@ -31,7 +31,7 @@ func TestLeftovers(t *testing.T) {
 				addV2Users(t, s)
 				m.content = read(t, s, versionfile.Etcd3)
 			}, flags...)
-			refusedUnchanged(t, m, m.request(t, "3.6"), "3 are not in the v3 store", "--v2-leftovers=discard")
+			refusedUnchanged(t, m, m.request(t, "3.6"), "3 of them not in the v3 store", "--v2-leftovers=discard")
 
 			r := m.request(t, "3.6")
 			r.V2Leftovers = migrate.LeftoversDiscard

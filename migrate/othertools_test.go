@@ -7,11 +7,12 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
-// TestEtcdctlMigrate shows what docs/comparison.md says of `etcdctl migrate`: TTLs are dropped, hidden keys are lost, and v3
-// keys that are there already are overwritten. This program refuses the same data because of the last; TestConversion has
+// TestEtcdctlMigrate shows what docs/comparison.md says of `etcdctl migrate`: TTLs are dropped, or with --no-ttl the keys that
+// have one, hidden keys are lost, and v3 keys that are there already are overwritten. This program refuses the same data because of the last; TestConversion has
 // what it does about the others.
 func TestEtcdctlMigrate(t *testing.T) {
 	set := etcds(t)
@@ -41,16 +42,27 @@ func TestEtcdctlMigrate(t *testing.T) {
 	stop(t, s)
 	m.version = versionfile.Version{Release: bin.Release, Storage: versionfile.Etcd2}
 	m.writeVersion(t, m.version.String())
-	ours := m.clone(t)
+	ours, noTTL := m.clone(t), m.clone(t)
 
-	cmd := exec.Command(filepath.Join(filepath.Dir(bin.Path), "etcdctl-"+bin.Release.String()), "migrate", "--data-dir", m.dir)
-	cmd.Env = []string{"ETCDCTL_API=3"}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	etcdctl := func(dir string, flags ...string) pathtest.Content {
+		args := append([]string{"migrate", "--data-dir", dir}, flags...)
+		cmd := exec.Command(filepath.Join(filepath.Dir(bin.Path), "etcdctl-"+bin.Release.String()), args...)
+		cmd.Env = []string{"ETCDCTL_API=3"}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		s := start(t, bin, dir)
+		defer stop(t, s)
+		return read(t, s, versionfile.Etcd3)
 	}
-	s = start(t, bin, m.dir)
-	theirs := read(t, s, versionfile.Etcd3)
-	stop(t, s)
+	without := etcdctl(noTTL.dir, "--no-ttl")
+	if _, ok := without.Keys["/ttl"]; ok {
+		t.Error("etcdctl migrate --no-ttl keeps the key with a TTL")
+	}
+	if _, ok := without.Keys["/plain"]; !ok {
+		t.Error("etcdctl migrate --no-ttl has converted nothing")
+	}
+	theirs := etcdctl(m.dir)
 	if k, ok := theirs.Keys["/ttl"]; !ok || k.Lease != 0 {
 		t.Errorf("etcdctl migrate gives the key with a TTL lease %x (there: %v)", k.Lease, ok)
 	}

@@ -12,8 +12,8 @@ import (
 )
 
 // nasty is the worst that a sound member of a minor can hold: the content of pathtest, and from 3.0 on keys, users and
-// roles of the v2 API beside it, requests of the v2 API in the log, the NOSPACE alarm, authentication; a torn log, and an
-// etcd that was killed.
+// roles of the v2 API beside it, requests of the v2 API in the log, the NOSPACE alarm, authentication, up to 3.5 a member in the db
+// that is gone, from 3.4 on as a learner what is none; a torn log, and an etcd that was killed.
 func nasty(t *testing.T, set binaries.Set, minor versionfile.Minor) member {
 	t.Helper()
 	m := blank(t, set)
@@ -39,7 +39,18 @@ func nasty(t *testing.T, set binaries.Set, minor versionfile.Minor) member {
 		enableAuth(t, s)
 	}
 	must(t, s.Kill())
+	if minor.Major == 3 && minor.Less(v(3, 6)) {
+		if !minor.Less(v(3, 4)) {
+			markLearner(t, m.dir)
+		}
+		addZombie(t, m.dir)
+	}
+	tear(t, m.dir)
 	must(t, os.Mkdir(filepath.Join(m.dir, "lost+found"), 0o700))
+	st := inspect(t, m.dir)
+	if st.Log.Torn == "" || hasProblem(st, "members-differ") != (minor.Major == 3 && minor.Less(v(3, 6))) {
+		t.Errorf("the log is torn at %q, and the problems are %v", st.Log.Torn, st.Problems)
+	}
 	return m
 }
 
@@ -75,9 +86,13 @@ func (m member) arrives(t *testing.T, from, to versionfile.Minor) {
 	if got, err := versionfile.Read(m.dir); err != nil || got != report.Target {
 		t.Errorf("version.txt is %s, %v", got, err)
 	}
-	for _, s := range report.Steps {
-		if s.Kind == migrate.StepUpgrade && s.Fingerprint != s.FingerprintBefore && s.TTLsEnded == 0 && s.Replayed == 0 {
+	for i, s := range report.Steps {
+		changes := s.Kind == migrate.StepConvert || s.TTLsEnded > 0 || s.Replayed > 0
+		if s.Fingerprint != s.FingerprintBefore && !changes || i > 0 && s.FingerprintBefore != report.Steps[i-1].Fingerprint {
 			t.Errorf("step %s to %s: fingerprint %s and then %s", s.Kind, s.To, s.FingerprintBefore, s.Fingerprint)
+		}
+		if s.Replayed > 0 && i > 0 {
+			t.Errorf("step %s to %s, which is not the first, replays %d entries", s.Kind, s.To, s.Replayed)
 		}
 	}
 	s := start(t, newest(t, m.set, to.String()), m.dir)

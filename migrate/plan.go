@@ -3,7 +3,10 @@ package migrate
 import (
 	"fmt"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/etcd-migrate/etcd-migrate/binaries"
+	"github.com/etcd-migrate/etcd-migrate/migrate/cluster"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -72,6 +75,12 @@ func (p Plan) needsBackup() bool {
 	return false
 }
 
+// forcesSnapshot reports whether an etcd that makes step i has to write a raft snapshot: all from 3.0 on, but for the one right
+// before the conversion, which reads the log itself.
+func (p Plan) forcesSnapshot(i int) bool {
+	return snapshotCount > 0 && !p.Steps[i].To.Minor().Less(v3Since) && (i+1 == len(p.Steps) || p.Steps[i+1].Kind != StepConvert)
+}
+
 // The minors at which the rules change.
 var (
 	v3Since    = versionfile.Minor{Major: 3, Minor: 0} // the first minor with a v3 store
@@ -104,7 +113,38 @@ func MakePlan(st State, target versionfile.Version, have binaries.Set, leftovers
 	if err := b.walk(st, target); err != nil {
 		return Plan{}, err
 	}
+	if err := b.plan.checkUTF8(st); err != nil {
+		return Plan{}, err
+	}
+	if err := b.plan.checkReleases(have); err != nil {
+		return Plan{}, err
+	}
 	return b.plan, nil
+}
+
+// checkUTF8 refuses to write a raft snapshot of a v2 store that holds what no snapshot can. Of several members, some may have
+// started from a snapshot already, and hold other bytes than the others.
+func (p Plan) checkUTF8(st State) error {
+	if st.V2.NotUTF8 == 0 || st.Version.Storage == versionfile.Etcd3 {
+		return nil
+	}
+	for i, s := range p.Steps {
+		if s.Kind == StepRecord {
+			continue
+		}
+		if st.several() {
+			return refuse(fmt.Errorf("keys of the v2 store are not valid UTF-8, in their path or their value (%s): a member that has started from a raft "+
+				"snapshot has other bytes in their place, so the members may not hold the same", english.Plural(st.V2.NotUTF8, "key", "")),
+				"write these keys anew without such bytes, with the etcd that the data belongs to")
+		}
+		inSnapshot := s.Kind == StepDowngrade || s.Binary != "" && (p.forcesSnapshot(i) || s.Kind == StepReplay && st.startsAtV2())
+		if s.To.Storage == versionfile.Etcd2 && inSnapshot {
+			return refuse(fmt.Errorf("keys of the v2 store are not valid UTF-8, in their path or their value (%s): they are in the raft log only, and a raft snapshot "+
+				"of etcd %s, which the way to %s needs, would replace those bytes", english.Plural(st.V2.NotUTF8, "key", ""), s.To.Minor(), p.Target),
+				"convert to etcd3 on the way (--target-storage etcd3), which keeps them; or write these keys anew without such bytes")
+		}
+	}
+	return nil
 }
 
 // severalMembers is the code of the note that the plan has to be walked by every member.
@@ -174,7 +214,7 @@ func (b *planner) walk(st State, target versionfile.Version) error {
 				}
 				to.Release, path = bin.Release, bin.Path
 			}
-			b.add(StepConvert, to, path, fmt.Sprintf("%d keys of the v2 store become keys of the v3 store, TTLs as leases", st.V2.Keys))
+			b.add(StepConvert, to, path, fmt.Sprintf("the keys of the v2 store become keys of the v3 store, TTLs as leases: %s", english.Plural(st.V2.Keys, "key", "")))
 			b.leftovers = true
 		}
 		if b.leftovers && b.at.Storage == versionfile.Etcd3 {
@@ -197,6 +237,13 @@ func (b *planner) walk(st State, target versionfile.Version) error {
 	}
 	if b.leftovers && !v2Until.Less(b.at.Minor()) {
 		return b.missing(b.at.Minor(), target)
+	}
+	if len(b.plan.Steps) == 0 && st.several() && st.uncompared && !b.at.Minor().Less(cluster.HashSince) {
+		bin, ok := b.binary(b.at.Minor(), target)
+		if !ok {
+			return b.missing(b.at.Minor(), target)
+		}
+		b.run(StepReplay, bin, "an earlier run ended before the data was found to be the same as the other members'")
 	}
 	if b.at.Release != target.Release {
 		b.add(StepRecord, target, "", fmt.Sprintf("the files of all patch releases of %s are the same", target.Minor()))

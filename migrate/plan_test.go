@@ -32,7 +32,7 @@ func parse(s string) versionfile.Version {
 
 // at is the state of a member with some keys in the store that its version names.
 func at(version string, change ...func(*State)) State {
-	st := State{DataDir: "/data", Presence: Present, Version: parse(version)}
+	st := State{DataDir: "/data", Presence: Present, Version: parse(version), VersionFile: new(parse(version))}
 	if st.Version.Storage == versionfile.Etcd2 {
 		st.V2 = V2State{Keys: 10, Unconverted: 10, Index: 20}
 	} else {
@@ -191,10 +191,10 @@ func TestPlanRefuses(t *testing.T) {
 			at("3.1.0/etcd2", func(st *State) { st.Log.Uncommitted = 1 }), "3.2.32/etcd3", have("3.2.32"), []string{"needs an etcd 3.1"}},
 		"keys in the v2 store that v3 does not hold": {
 			at("3.4.31/etcd3", func(st *State) { st.V2 = V2State{Keys: 10, TopLevel: 2, Unconverted: 3} }), "3.6.16/etcd3", all,
-			[]string{"10 keys", "3 are not in the v3 store", "--enable-v2", "--v2-leftovers=discard"}},
+			[]string{"10 keys", "3 of them not in the v3 store", "--enable-v2", "--v2-leftovers=discard"}},
 		"users in the v2 store": {
 			at("3.4.31/etcd3", v2Users), "3.6.16/etcd3", all,
-			[]string{"1 users and 1 roles", "etcdctl user add", "--v2-leftovers=discard"}},
+			[]string{"1 user and 1 role", "etcdctl user add", "--v2-leftovers=discard"}},
 		"a version.txt without a member, even that of the target": {
 			State{DataDir: "/data", Presence: Fresh, VersionFile: new(parse("3.6.16/etcd3"))}, "3.6.16/etcd3", all,
 			[]string{"/data holds no member's data", "remove version.txt"}},
@@ -241,10 +241,10 @@ func TestPlanDiscards(t *testing.T) {
 		"keys, below 3.6": {at("3.4.31/etcd3", keys), "3.4.31/etcd3", []string{"empty-v2 3.4.31/etcd3 by etcd-3.4.31"}, []string{"3 keys"}},
 		"users": {at("3.5.1/etcd3", v2Users), "3.6.16/etcd3",
 			[]string{"empty-v2 3.5.35/etcd3 by etcd-3.5.35", "upgrade 3.6.16/etcd3 by etcd-3.6.16"},
-			[]string{"1 users and 1 roles"}},
+			[]string{"1 user and 1 role"}},
 		"users, with a conversion": {at("3.5.1/etcd2", v2Users), "3.6.16/etcd3",
 			[]string{"convert 3.5.1/etcd3", "empty-v2 3.5.35/etcd3 by etcd-3.5.35", "upgrade 3.6.16/etcd3 by etcd-3.6.16"},
-			[]string{"1 users and 1 roles"}},
+			[]string{"1 user and 1 role"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := MakePlan(tc.state, parse(tc.target), all, LeftoversDiscard)
@@ -377,6 +377,8 @@ func TestPlanOfSeveral(t *testing.T) {
 		st.Member = st.Members[0]
 		st.Log.Uncommitted = 2
 	}
+	uncompared := func(st *State) { st.uncompared = true }
+	notUTF8 := func(st *State) { st.V2.NotUTF8 = 1 }
 	for name, tc := range map[string]struct {
 		state  State
 		target string
@@ -394,6 +396,11 @@ func TestPlanOfSeveral(t *testing.T) {
 		"back, agreed": {at("3.7.3/etcd3", several, func(st *State) { st.left = true }), "3.6.16/etcd3", []string{
 			"downgrade 3.6.16/etcd3 by etcd-3.6.16",
 		}},
+		"at the target, not compared":           {at("3.7.3/etcd3", several, uncompared), "3.7.3/etcd3", []string{"replay 3.7.3/etcd3 by etcd-3.7.3"}},
+		"at another patch, not compared":        {at("3.7.1/etcd3", several, uncompared), "3.7.3/etcd3", []string{"replay 3.7.3/etcd3 by etcd-3.7.3"}},
+		"before the target, not compared":       {at("3.6.16/etcd3", several, uncompared), "3.7.3/etcd3", []string{"upgrade 3.7.3/etcd3 by etcd-3.7.3"}},
+		"bytes that are not UTF-8, and no etcd": {at("2.2.1/etcd2", several, notUTF8), "2.2.5/etcd2", []string{"record 2.2.5/etcd2"}},
+		"one that cannot compare":               {at("3.3.27/etcd3", several, uncompared), "3.3.27/etcd3", nil},
 	} {
 		p, err := MakePlan(tc.state, parse(tc.target), all, LeftoversRefuse)
 		if err != nil {
@@ -409,9 +416,10 @@ func TestPlanOfSeveral(t *testing.T) {
 		target string
 		have   binaries.Set
 	}{
-		"no etcd to agree with": {at("3.7.3/etcd3", several), "3.6.16/etcd3", have("3.6.16")},
-		"no etcd to go back to": {at("3.7.3/etcd3", several), "3.6.16/etcd3", have("3.7.3")},
-		"none to convert with":  {at("3.3.27/etcd2", several), "3.4.31/etcd3", have("3.4.31")},
+		"no etcd to agree with":    {at("3.7.3/etcd3", several), "3.6.16/etcd3", have("3.6.16")},
+		"no etcd to go back to":    {at("3.7.3/etcd3", several), "3.6.16/etcd3", have("3.7.3")},
+		"bytes that are not UTF-8": {at("2.2.1/etcd2", several, notUTF8), "3.0.17/etcd3", all},
+		"none to convert with":     {at("3.3.27/etcd2", several), "3.4.31/etcd3", have("3.4.31")},
 	} {
 		if _, err := MakePlan(tc.state, parse(tc.target), tc.have, LeftoversRefuse); KindOf(err) != Refused {
 			t.Errorf("%s: %v", name, err)

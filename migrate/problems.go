@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/etcd-migrate/etcd-migrate/migrate/raftlog"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
@@ -28,12 +30,12 @@ func (st *State) checkMember(m *contents) {
 			"compact, defragment and disarm it once the target etcd runs")
 	}
 	if st.Version.Storage == versionfile.Etcd3 && st.V2.Unconverted > 0 {
-		st.note("v2-leftovers", fmt.Sprintf("the v2 store holds %d keys beside the v3 data, of which %d are not in the v3 store",
-			st.V2.Keys, st.V2.Unconverted),
+		st.note("v2-leftovers", fmt.Sprintf("the v2 store holds %s beside the v3 data, %d of them not in the v3 store",
+			english.Plural(st.V2.Keys, "key", ""), st.V2.Unconverted),
 			"etcd 3.6 and later refuse such data: discard them with --v2-leftovers=discard, or copy them first", st.leftoverKeys()...)
 	}
 	if st.V2.Auth > 0 || st.V2.AuthEnabled {
-		st.note("v2-auth", fmt.Sprintf("the v2 API has %d users and %d roles", len(st.V2.Users), len(st.V2.Roles)),
+		st.note("v2-auth", fmt.Sprintf("the v2 API has %s and %s", english.Plural(len(st.V2.Users), "user", ""), english.Plural(len(st.V2.Roles), "role", "")),
 			"they have no counterpart in v3, and etcd 3.6 and later refuse such data: note them down, discard them with "+
 				"--v2-leftovers=discard, and create users and roles anew in v3", st.leftoverAuth()...)
 	}
@@ -55,17 +57,17 @@ func (st *State) checkDB(m *contents) {
 	switch {
 	case !st.V3.Present && !ran.Less(v3Since):
 		st.block("db-missing", fmt.Sprintf("%s is missing, though the cluster ran etcd %s", db, ran),
-			"an etcd would begin with an empty v3 store here: restore a backup")
+			"an etcd would begin with an empty v3 store here: restore a backup (of one of several members: remove it and add it anew instead)")
 	case st.V3.Present && st.V3.ConsistentIndex > st.Log.Index+uint64(st.Log.Uncommitted):
 		// An etcd would take the entries that it writes next for such as are in the db already.
 		st.block("log-behind", fmt.Sprintf("%s contains raft entry %d, but the raft log in %s ends with entry %d: the log has lost its end, "+
 			"or it is an older copy", db, st.V3.ConsistentIndex, st.WALDir, st.Log.Index+uint64(st.Log.Uncommitted)),
-			"an etcd that starts on it loses what is written next: restore a backup of the whole data dir")
+			"an etcd that starts on it loses what is written next: restore a backup of the whole data dir (of one of several members: remove it and add it anew instead)")
 	case st.V3.Present && st.dbBehind() && !m.snapshotIsOlder():
 		// From 3.0 on, an etcd notes the raft index in the db before it writes a snapshot.
 		st.block("db-behind", fmt.Sprintf("%s contains raft entry %d, but the newest raft snapshot is at entry %d: the db was lost and made anew, "+
 			"or it is an older copy", db, st.V3.ConsistentIndex, st.Log.SnapshotIndex),
-			"no etcd starts on it without losing what lies between: restore a backup of the whole data dir")
+			"no etcd starts on it without losing what lies between: restore a backup of the whole data dir (of one of several members: remove it and add it anew instead)")
 	case st.V3.Present && st.dbBehind() && v3Since.Less(ran) && st.Version.Storage == versionfile.Etcd3:
 		st.block("db-behind", fmt.Sprintf("%s does not say that it contains the newest raft snapshot, and etcd 3.1.17 and later do not start on that", db),
 			fmt.Sprintf("start the etcd %s on the data that last ran on it, 3.1.16 or older, write one key with the v3 API, and stop it", ran))

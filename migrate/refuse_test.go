@@ -19,6 +19,7 @@ func TestRefusals(t *testing.T) {
 	set := etcds(t)
 	v2 := write(t, set, "2.3", versionfile.Etcd2)
 	v3 := write(t, set, "3.4", versionfile.Etcd3)
+	snapshots := write(t, set, "3.6", versionfile.Etcd3, "--snapshot-count", "10")
 	for name, tc := range map[string]struct {
 		member member
 		spoil  func(t *testing.T, m member)
@@ -49,13 +50,18 @@ func TestRefusals(t *testing.T) {
 		"a db that is cut off": {v3, truncate("member/snap/db", 10_000), nil,
 			migrate.Refused, []string{"member/snap/db", "restore a backup"}},
 		"a log that is gone": {v3, remove("member/wal"), nil,
-			migrate.Refused, []string{"restore a backup"}},
+			migrate.Refused, []string{"if etcd runs with --wal-dir, give the same here", "restore a backup"}},
+		"a log that is gone, with snapshots": {snapshots, remove("member/wal"), nil,
+			migrate.Refused, []string{"if etcd runs with --wal-dir, give the same here", "restore a backup"}},
+		"a log that is elsewhere": {v3, remove("member/wal"), func(t *testing.T, r *migrate.Request) {
+			r.WALDir = filepath.Join(t.TempDir(), "not-mounted")
+		}, migrate.Refused, []string{"not-mounted", "see that its volume is mounted"}},
 		"a log that is damaged": {v3, overwrite("member/wal/0000000000000000-0000000000000000.wal", 5000), nil,
 			migrate.Refused, []string{"0000000000000000-0000000000000000.wal", "restore a backup"}},
 		"a file instead of a directory": {v3, func(t *testing.T, m member) {
 			must(t, os.RemoveAll(m.dir))
 			must(t, os.WriteFile(m.dir, []byte("x"), 0o600))
-		}, nil, migrate.Refused, []string{"not a directory"}},
+		}, nil, migrate.Refused, []string{"etcd is a file: not a directory", "a directory is needed, not a file"}},
 		"a directory of something else": {v3, func(t *testing.T, m member) {
 			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
 			must(t, os.WriteFile(filepath.Join(m.dir, "base.img"), []byte("x"), 0o600))
@@ -70,7 +76,7 @@ func TestRefusals(t *testing.T) {
 			_, err = datadir.CreateBackup(t.Context(), l, l.BackupsDir(""), datadir.Meta{Version: m.version}, nil)
 			must(t, err)
 			must(t, os.RemoveAll(filepath.Join(m.dir, "member")))
-		}, nil, migrate.Refused, []string{"holds no member's data, but there are backups", "empty cluster", "etcd-migrate backup restore"}},
+		}, nil, migrate.Refused, []string{"holds no member's data, but there are backups", "empty cluster", "etcd-migrate backup restore --data-dir "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -83,7 +89,11 @@ func TestRefusals(t *testing.T) {
 				tc.with(t, &r)
 			}
 			before := tree(t, m.dir)
+			_, _, planErr := migrate.New(r).Plan(t.Context())
 			_, err := migrate.New(r).Run(t.Context())
+			if migrate.KindOf(planErr) != migrate.Refused {
+				t.Errorf("Plan says %v", planErr)
+			}
 			var e *migrate.Error
 			if !errors.As(err, &e) || e.Kind != tc.kind || e.Hint == "" {
 				t.Fatalf("got %v, want kind %v and a hint", err, tc.kind)
@@ -170,6 +180,9 @@ func TestLiveEtcd(t *testing.T) {
 		if migrate.KindOf(err) != migrate.InUse || !strings.Contains(err.Error(), "etcd") || !strings.Contains(err.Error(), "pid") {
 			t.Errorf("etcd %s: %v", minor, err)
 		}
+		if _, _, err := migrate.New(r).Plan(t.Context()); migrate.KindOf(err) != migrate.InUse || !strings.Contains(err.Error(), "pid") {
+			t.Errorf("etcd %s: the plan is %v", minor, err)
+		}
 		if _, err := os.Stat(filepath.Join(m.dir, "etcd-migrate")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("etcd %s: the work dir was made: %v", minor, err)
 		}
@@ -219,19 +232,28 @@ func TestLossBeforeTheProof(t *testing.T) {
 	r := m.migrate(t, "3.6")
 	st, _, err := migrate.New(m.request(t, "3.7")).Plan(t.Context())
 	must(t, err)
-	journal := func(revision int64) {
+	journal := func(from versionfile.Version, revision int64) {
 		must(t, datadir.WriteJSON(filepath.Join(m.dir, "etcd-migrate", migrate.JournalName), map[string]any{
-			"format": 1, "began": r.Began, "from": r.From, "target": r.Target, "backup": r.Backup, "permanent": "of more keys", "revision": revision,
+			"format": 1, "began": r.Began, "from": from, "target": r.Target, "backup": r.Backup, "permanent": "of more keys", "storage": "etcd3", "revision": revision,
 		}))
 	}
-	journal(st.V3.Revision)
-	for range 2 {
+	converted := versionfile.Version{Release: r.From.Release, Storage: versionfile.Etcd2} // on the way, which was noted
+	for _, from := range []versionfile.Version{r.From, converted} {
+		journal(from, st.V3.Revision)
 		_, err := migrate.New(m.request(t, "3.7")).Run(t.Context())
 		if migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "was killed before its proof") || !strings.Contains(err.Error(), r.Backup) {
 			t.Errorf("after a loss: %v", err)
 		}
 	}
-	journal(st.V3.Revision - 1)
+	// Where only the record of the last step is missing, too.
+	m.writeVersion(t, "3.5.35/etcd3")
+	for _, target := range []string{"3.6", "3.7"} {
+		journal(r.From, st.V3.Revision)
+		if _, err := migrate.New(m.request(t, target)).Run(t.Context()); migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "was killed before its proof") {
+			t.Errorf("after a loss in the last step, to %s: %v", target, err)
+		}
+	}
+	journal(r.From, st.V3.Revision-1)
 	if _, err := migrate.New(m.request(t, "3.7")).Run(t.Context()); err != nil {
 		t.Errorf("after a write: %v", err)
 	}
@@ -246,6 +268,15 @@ func TestFailedProofIsRemembered(t *testing.T) {
 	must(t, datadir.WriteJSON(journal, map[string]any{
 		"format": 1, "began": r.Began, "from": r.From, "target": r.Target, "backup": r.Backup, "permanent": "", "failed": "3 keys are gone",
 	}))
+	if st := inspect(t, m.dir); !hasProblem(st, "proof-failed") || !strings.Contains(st.Problems[0].Text, r.Backup) {
+		t.Errorf("inspect finds the problems %v", st.Problems)
+	}
+	if _, _, err := migrate.New(m.request(t, "3.7")).Plan(t.Context()); migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "3 keys are gone") {
+		t.Errorf("the plan is %v", err)
+	}
+	if _, err := migrate.Rehearse(t.Context(), m.request(t, "3.7"), t.TempDir()); migrate.KindOf(err) != migrate.Refused || !strings.Contains(err.Error(), "3 keys are gone") {
+		t.Errorf("the rehearsal: %v", err)
+	}
 	for i, target := range []string{"3.6", "3.7", "3.7"} {
 		if i == 2 { // nor is it forgotten with the backup
 			must(t, os.RemoveAll(r.Backup))
@@ -278,5 +309,46 @@ func TestMemberJoining(t *testing.T) {
 			must(t, s.Kill())
 			refusedUnchanged(t, m, m.request(t, "3.7"))
 		})
+	}
+}
+
+// TestRunsOnce gives a Migrator a second run, which must not pass for a migration.
+func TestRunsOnce(t *testing.T) {
+	set := etcds(t)
+	m := migrate.New(blank(t, set).request(t, "3.7"))
+	if _, _, err := m.Plan(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := m.Run(t.Context()); report != nil || migrate.KindOf(err) != migrate.Refused {
+		t.Errorf("a second run gives %+v, %v", report, err)
+	}
+}
+
+// TestSecondsOfFailure has an etcd that cannot make its step: the report says how long it took all the same.
+func TestSecondsOfFailure(t *testing.T) {
+	set := etcds(t)
+	m := blank(t, set)
+	m.on(t, "3.6", nil)
+	broken := filepath.Join(t.TempDir(), "etcd-3.7.3")
+	script := "#!/bin/sh\n[ \"$*\" = --version ] || exit 1\nexec " + newest(t, set, "3.7").Path + " --version\n"
+	must(t, os.WriteFile(broken, []byte(script), 0o755))
+	r := m.request(t, "3.7")
+	r.Binaries = set.With(binaries.Binary{Path: broken, Release: r.Target.Release})
+	report, err := migrate.New(r).Run(t.Context())
+	if err == nil || report == nil || report.Seconds <= 0 {
+		t.Errorf("%v, %+v", err, report)
+	}
+}
+
+// TestPlanWhileEtcdRuns must say so: the data is in use, not damaged.
+func TestPlanWhileEtcdRuns(t *testing.T) {
+	m := blank(t, etcds(t))
+	s := start(t, newest(t, m.set, "3.6"), m.dir)
+	defer stop(t, s)
+	if _, _, err := migrate.New(m.request(t, "3.7")).Plan(t.Context()); migrate.KindOf(err) != migrate.InUse {
+		t.Error(err)
 	}
 }

@@ -2,197 +2,254 @@ package migrate
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 )
 
-// Rehearsal is what a migration of a copy has shown.
+// Rehearsal is what a migration of a copy has shown. Its form as JSON is in docs/formats/rehearse.md.
 type Rehearsal struct {
 	Report *Report `json:"report"`
-	// Bytes is what the data takes on disk; BytesAfter what it takes after each step, PeakBytes the most that the copy and
-	// its backup took together.
-	Bytes      int64   `json:"bytes"`
-	BytesAfter []int64 `json:"bytesAfter"`
-	PeakBytes  int64   `json:"peakBytes"`
+	// Bytes is what the data takes on disk, PeakBytes the most that the copy and its backup took together.
+	Bytes     int64 `json:"bytes"`
+	PeakBytes int64 `json:"peakBytes"`
+	// Costs are what each of Report.Steps took.
+	Costs []StepCost `json:"costs"`
 	// CopySeconds is how long the copy took; it is no part of the real migration.
 	CopySeconds float64 `json:"copySeconds"`
 	// DowntimeSeconds is how long the real migration will take, on this machine: the backup and all steps. What the
 	// target etcd needs to start comes on top.
 	DowntimeSeconds float64 `json:"downtimeSeconds"`
+	// BackupElsewhere is Request.BackupDir: the rehearsal made its backup beside the copy, so how long it takes there has not
+	// been measured.
+	BackupElsewhere string `json:"backupElsewhere,omitempty"`
 	// PeakMemoryBytes is the most that this process or any of the etcds took.
 	PeakMemoryBytes int64 `json:"peakMemoryBytes"`
 }
 
-// Rehearse does on a copy, in a new directory below scratch, all that Run would do, and removes it again. The data itself
-// is only read, and proven to be what it was. No etcd may run on it.
+// StepCost is what one step took.
+type StepCost struct {
+	// BytesBefore and BytesAfter are what the data took on disk, PeakBytes the most that the copy and its backup took together
+	// meanwhile.
+	BytesBefore int64 `json:"bytesBefore"`
+	BytesAfter  int64 `json:"bytesAfter"`
+	PeakBytes   int64 `json:"peakBytes"`
+	// PeakMemoryBytes is that of the step's StepReport.
+	PeakMemoryBytes int64 `json:"peakMemoryBytes"`
+}
+
+// Rehearse does on a copy, in a new directory below scratch, all that Run would do, and removes it again. What Run would
+// refuse is refused. The data itself is only read, and proven to be what it was. No etcd may run on it.
 func Rehearse(ctx context.Context, r Request, scratch string) (rehearsal *Rehearsal, err error) {
+	r.Peers = nil // a copy must never meet the real cluster: it would pass for the member itself
 	m := New(r)
 	if err := m.open(); err != nil {
 		return nil, err
 	}
-	if err := m.layout.LiveEtcd(); err != nil {
-		return nil, held(err)
-	}
-	dir, err := os.MkdirTemp(scratch, "etcd-migrate-rehearsal-")
+	unlock, err := m.lock()
 	if err != nil {
-		return nil, refuse(err, "name a directory for the copy that can be written to")
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := ownLike(dir, m.layout.DataDir); err != nil {
-		return nil, refuse(err, "the copy must belong to the user that the data belongs to")
+	defer unlock()
+	if err := m.checkForRehearsal(ctx); err != nil {
+		return nil, err
 	}
-	began := m.now()
-	copied, files, err := copyMember(ctx, m.layout, dir)
+	dir, err := m.scratchDir(scratch)
 	if err != nil {
-		return nil, refuse(err, "name a directory with more room for the copy")
+		return nil, err
 	}
+	defer func() { err = errors.Join(err, dir.remove()) }()
 
-	rehearsal = &Rehearsal{CopySeconds: m.now().Sub(began).Seconds(), BytesAfter: []int64{}}
+	began := m.now()
+	copied, before, err := copyMember(ctx, m.layout, dir.path)
+	if err != nil {
+		return nil, copyError(ctx, err)
+	}
+	rehearsal = &Rehearsal{CopySeconds: m.now().Sub(began).Seconds(), Bytes: usage(copied), Costs: []StepCost{}, BackupElsewhere: r.BackupDir}
 	r.DataDir, r.WALDir, r.BackupDir = copied.DataDir, "", ""
-	r.Peers = nil // a copy must never meet the real cluster: it would pass for the member itself
 	if copied.SeparateWAL() {
 		r.WALDir = copied.WALDir
 	}
-	observer := r.Observer
-	r.Observer = func(e Event) {
-		if e.Kind == EventStepDone {
-			rehearsal.BytesAfter = append(rehearsal.BytesAfter, usage(copied))
-		}
-		if observer != nil {
-			observer(e)
-		}
-	}
-	rehearsal.Bytes = usage(copied)
-	stop := rehearsal.watchDisk(dir)
+	disk := watchDisk(dir.path)
+	r.Observer = rehearsal.measure(copied, disk, r.Observer)
 	rehearsal.Report, err = New(r).Run(ctx)
-	stop()
+	rehearsal.PeakBytes = max(rehearsal.PeakBytes, disk.stop())
 	rehearsal.PeakMemoryBytes = peakMemory()
 	if rehearsal.Report != nil {
 		rehearsal.DowntimeSeconds = rehearsal.Report.Seconds
 	}
-	for path, digest := range files {
-		if now, hashErr := hashFile(path); hashErr != nil || now != digest {
-			err = errors.Join(err, fmt.Errorf("%s is not what it was when the rehearsal began (%w): is somebody else using the data dir?", path, hashErr))
-		}
-	}
-	return rehearsal, err
+	return rehearsal, errors.Join(proveOriginal(m.layout, before), m.ofCopy(err, dir.path))
 }
 
-// copyMember copies the member to dir, and gives the digests of the files that were copied, by their path.
-func copyMember(ctx context.Context, l datadir.Layout, dir string) (copied datadir.Layout, digests map[string]string, err error) {
-	copied.DataDir = filepath.Join(dir, "data")
-	copied.WALDir = filepath.Join(copied.MemberDir(), "wal")
-	if err := errors.Join(os.Mkdir(copied.DataDir, 0o700), ownLike(copied.DataDir, l.DataDir)); err != nil {
-		return copied, nil, err
+// checkForRehearsal refuses what Run would refuse, from the data itself: of its owners, its volume and its journal the copy
+// would show nothing.
+func (m *Migrator) checkForRehearsal(ctx context.Context) error {
+	if err := m.layout.LiveEtcd(); err != nil {
+		return m.held(err)
 	}
-	from := map[string]string{l.MemberDir(): copied.MemberDir()}
-	if l.SeparateWAL() {
-		copied.WALDir = filepath.Join(dir, "wal")
-		from[l.WALDir] = copied.WALDir
-	}
-	if _, err := os.Stat(l.VersionFile()); err == nil {
-		from[l.VersionFile()] = copied.VersionFile()
-	}
-	digests = map[string]string{}
-	for src, dst := range from {
-		files, err := datadir.CopyTree(ctx, dst, src, datadir.CopyOptions{Hash: true})
-		if err != nil {
-			return copied, nil, err
-		}
-		for _, f := range files {
-			if !f.Dir {
-				digests[filepath.Join(src, filepath.FromSlash(f.Path))] = f.SHA256
-			}
-		}
-	}
-	return copied, digests, nil
-}
-
-// ownLike gives a directory the owner of another, if we are root: a private etcd runs as that user.
-func ownLike(dir, model string) error {
-	info, err := os.Stat(model)
-	if err != nil || os.Geteuid() != 0 {
+	if err := m.inspectAndPlan(ctx); err != nil {
 		return err
 	}
-	st := info.Sys().(*syscall.Stat_t)
-	return os.Chown(dir, int(st.Uid), int(st.Gid))
-}
-
-// watchDisk notes the most that dir takes, until stop is called.
-func (r *Rehearsal) watchDisk(dir string) (stop func()) {
-	const often = 50 * time.Millisecond
-	done, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			r.PeakBytes = max(r.PeakBytes, diskUse(dir))
-			select {
-			case <-done:
-				return
-			case <-time.After(often):
-			}
-		}
-	}()
-	return func() {
-		close(done)
-		<-stopped
+	if m.st.Presence == Fresh {
+		return refuse(fmt.Errorf("%s holds no member's data, so there is nothing to rehearse", m.layout.DataDir),
+			"give the data dir of a stopped member; check that its volume is mounted")
 	}
+	if err := m.checkAllowed(); err != nil {
+		return err
+	}
+	if err := m.checkCluster(); err != nil {
+		return err
+	}
+	return m.preflight(ctx)
 }
 
-// diskUse is what the files in dir take. Files come and go meanwhile.
-func diskUse(dir string) (bytes int64) {
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+// copyError says what can be done about a copy that could not be made.
+func copyError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return &Error{Kind: Interrupted, Op: "copy the data", Err: context.Cause(ctx), Hint: "give the same command again"}
+	}
+	if outOfRoom(err) {
+		return refuse(err, moreRoom)
+	}
+	return refuse(err, "put right what it says: all of the data must be readable, and the directory for the copy (--scratch) writable")
+}
+
+// moreRoom is what to do about a scratch directory on a volume that is too small.
+const moreRoom = "name a directory with more room for the copy, with --scratch"
+
+// outOfRoom reports whether a full volume is the cause. What an etcd says of one is only text.
+func outOfRoom(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT} {
+		if errors.Is(err, errno) || err != nil && strings.Contains(err.Error(), errno.Error()) {
+			return true
+		}
+	}
+	return false
+}
+
+// ofCopy makes an error of the copy's migration one of the rehearsal: there is no backup to restore, and nothing to mend. All that
+// it has written is in dir.
+func (m *Migrator) ofCopy(err error, dir string) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	const data = "that was a copy, the data itself is as it was"
+	of := &Error{Kind: e.Kind, Op: "rehearse", Err: e.Err, Hint: e.Hint}
+	if e.Op != "" {
+		of.Op += ": " + e.Op
+	}
+	switch {
+	case e.Kind == Interrupted:
+		of.Hint = "give the same command again"
+	case outOfRoom(e.Err):
+		of.Kind, of.Data, of.Hint = Refused, data, moreRoom
+		of.Err = fmt.Errorf("the volume of the directory for the copy, %s, is too small or full: %w", filepath.Dir(dir), e.Err)
+	case e.Kind == Failed && m.closed(dir) != "":
+		of.Kind, of.Data = Refused, data
+		of.Err = fmt.Errorf("%s is closed to the user that the data belongs to and etcd runs as: %w", m.closed(dir), e.Err)
+		of.Hint = "name a directory for the copy, with --scratch, that is open to that user with all above it, such as /var/tmp"
+	case e.Kind == Failed:
+		of.Data, of.Hint = data, "do not migrate it before the cause is known; the real migration would stop at the same point"
+	case strings.Contains(e.Hint, "--backup-dir"): // the copy's backup is beside it
+		of.Data, of.Hint = data, "put right what it says, or name another directory for the copy, with --scratch"
+	default:
+		return err
+	}
+	return of
+}
+
+// closed names what keeps the etcd of a step from a directory, empty if nothing does.
+func (m *Migrator) closed(dir string) string {
+	owner, err := m.owner()
+	if err != nil || owner == nil {
+		return ""
+	}
+	return barrier(dir, owner)
+}
+
+// proveOriginal sees that the data is what it was before.
+func proveOriginal(l datadir.Layout, before listing) error {
+	after, err := list(l)
+	if err != nil {
+		return &Error{Kind: Failed, Op: "prove that the data has not been changed", Err: err,
+			Data: "the rehearsal has not written to it", Hint: "all of the data must be readable; give the same command again"}
+	}
+	if changed := before.differs(after); len(changed) > 0 {
+		return &Error{Kind: Failed, Op: "prove that the data has not been changed",
+			Err:  fmt.Errorf("it was changed while it was rehearsed: %s", strings.Join(changed, ", ")),
+			Data: "the rehearsal has not written to it, and what it shows may not be true of the data as it is now",
+			Hint: "find out who else uses the data dir, an etcd or a program that copies or restores it, and rehearse again"}
+	}
+	return nil
+}
+
+// rehearsalPrefix begins the name of a directory that holds a copy, with all keys in it.
+const rehearsalPrefix = "etcd-migrate-rehearsal-"
+
+// scratchDir is the directory of one rehearsal, locked for as long as its process lives.
+type scratchDir struct {
+	path   string
+	unlock func() error
+}
+
+func (d scratchDir) remove() error { return errors.Join(os.RemoveAll(d.path), d.unlock()) }
+
+// scratchDir makes one below scratch, after it has removed those that rehearsals of the same user have left which were killed.
+func (m *Migrator) scratchDir(scratch string) (d scratchDir, err error) {
+	if scratch == "" {
+		scratch = os.TempDir()
+	}
+	const hint = "name a directory for the copy, with --scratch, that can be written to"
+	if err := m.removeLeftCopies(scratch); err != nil {
+		return d, refuse(err, "remove what a killed rehearsal has left there, or "+hint)
+	}
+	if d.path, err = os.MkdirTemp(scratch, rehearsalPrefix); err != nil {
+		return d, refuse(err, hint)
+	}
+	if err := ownLike(d.path, m.layout.DataDir); err != nil {
+		return d, refuse(errors.Join(err, os.Remove(d.path)), "the copy must belong to the user that the data belongs to")
+	}
+	if d.unlock, err = (datadir.Layout{DataDir: d.path}).Lock(); err != nil {
+		return d, refuse(errors.Join(err, os.Remove(d.path)), hint)
+	}
+	return d, nil
+}
+
+// youngCopy is how old a copy must be to be taken for left: its process locks it right after it has made it.
+const youngCopy = time.Minute
+
+func (m *Migrator) removeLeftCopies(scratch string) error {
+	left, err := filepath.Glob(filepath.Join(scratch, rehearsalPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	data, err := os.Stat(m.layout.DataDir)
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		info, err := os.Lstat(path)
+		if err != nil || !info.IsDir() || time.Since(info.ModTime()) < youngCopy {
+			continue
+		}
+		if uid := info.Sys().(*syscall.Stat_t).Uid; int(uid) != os.Geteuid() && uid != data.Sys().(*syscall.Stat_t).Uid {
+			continue
+		}
+		unlock, err := (datadir.Layout{DataDir: path}).Lock()
 		if err != nil {
-			return nil //nolint:nilerr // gone
+			continue // a rehearsal that is under way, or nothing of ours
 		}
-		if info, err := d.Info(); err == nil {
-			bytes += info.Sys().(*syscall.Stat_t).Blocks * 512
+		m.Log.Info("removing the copy that a killed rehearsal has left", "path", path)
+		if err := errors.Join(os.RemoveAll(path), unlock()); err != nil {
+			return err
 		}
-		return nil
-	})
-	return bytes
-}
-
-func usage(l datadir.Layout) int64 {
-	n, err := l.Usage()
-	if err != nil {
-		return 0
 	}
-	return int64(n)
-}
-
-// peakMemory is the larger of our own peak and that of the largest child.
-func peakMemory() int64 {
-	var children syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_CHILDREN, &children) // cannot fail
-	return max(ownPeakMemory(), children.Maxrss*1024)
-}
-
-func ownPeakMemory() int64 {
-	var self syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &self) // cannot fail
-	return self.Maxrss * 1024
-}
-
-func hashFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return nil
 }

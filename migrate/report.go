@@ -15,7 +15,7 @@ type Report struct {
 	From    versionfile.Version `json:"from"` // as the data was found; zero for a fresh data dir
 	Target  versionfile.Version `json:"target"`
 	Began   time.Time           `json:"began"`
-	Seconds float64             `json:"seconds"` // all in all
+	Seconds float64             `json:"seconds"` // all in all, also of a run that has failed
 	// Backup is the path of the untouched copy from before the first step, empty if no step needed one.
 	Backup string `json:"backup"`
 	// Pruned are the older backups that were removed when the migration was done.
@@ -57,6 +57,8 @@ type StepReport struct {
 	Fingerprint string `json:"fingerprint"`
 	// FingerprintBefore is the one before it. They are equal unless TTLs ended or log entries were replayed meanwhile.
 	FingerprintBefore string `json:"fingerprintBefore"`
+	// PeakMemoryBytes is the most that the step's etcd took, or this program until then, if that is more.
+	PeakMemoryBytes int64 `json:"peakMemoryBytes"`
 	// TTLsEnded counts the keys that are gone because their TTL ended during the step.
 	TTLsEnded int `json:"ttlsEnded"`
 	// Replayed counts the committed log entries that the step's etcd applied, on data of an etcd that was killed.

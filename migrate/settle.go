@@ -24,6 +24,9 @@ func (b *planner) settle(st State, target versionfile.Version) error {
 		why = append(why, fmt.Sprintf("etcd was not stopped cleanly: %d log entries wait to be applied", n))
 	}
 	must := len(why) > 0 && b.mustConvert(target) // the conversion would miss them
+	if st.unrun == m.String() && m == target.Minor() {
+		why = append(why, unrun(m))
+	}
 	if s := b.unsettled(st, target); len(s) > 0 {
 		why, must = append(why, s...), true
 	}
@@ -39,6 +42,11 @@ func (b *planner) settle(st State, target versionfile.Version) error {
 	}
 	// Else the next minor's etcd replays the log; it can, but that step's proof is weaker.
 	return nil
+}
+
+// unrun is why an etcd runs on what a step back has made of the data.
+func unrun(m versionfile.Minor) string {
+	return fmt.Sprintf("an earlier run ended before etcd %s had run on what the step back had made of the data", m)
 }
 
 // unsettled says what only the data's own etcd can put right.

@@ -42,6 +42,13 @@ type State struct {
 	checkpoints map[int64]int64
 	// left says that the members have agreed from where to go back, and that this one has noted it down.
 	left bool
+	// uncompared says that an earlier run has not got to comparing the data with the other members'.
+	uncompared bool
+	// unrun is the minor that an earlier run has made the data one of, or was about to, and whose etcd has not run on it.
+	unrun string
+	// converted says that a member of several has converted its v2 store, at which the v3 store was at convertedRevision.
+	converted         bool
+	convertedRevision int64
 	// convertedBack says that a rollback to the v2 store is under way.
 	convertedBack bool
 }
@@ -96,6 +103,7 @@ type V2State struct {
 	Hidden    int    `json:"hidden"`
 	Expired   int    `json:"expired"`
 	EmptyDirs int    `json:"emptyDirs"`
+	NotUTF8   int    `json:"notUTF8"` // of the keys: only the log can hold them, a raft snapshot replaces the bytes
 	Index     uint64 `json:"index"`
 	// Auth counts the users and roles of v2 authentication.
 	Auth        int  `json:"auth"`

@@ -8,7 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
@@ -25,7 +24,10 @@ const rollingSnapshotCount = 50
 func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprint) (*keyspace.Fingerprint, error) {
 	began := m.now()
 	m.tell(Event{Kind: EventStepStarted})
-	m.agreement = nil
+	m.agreement, m.etcdMemory, m.unrun = nil, 0, false
+	if err := m.keepEtcdsOut(); err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
 	if err := m.gate(ctx, s); err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
@@ -33,19 +35,33 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	if err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
+	index, err := m.v2Index(s)
+	if err != nil {
+		return nil, m.fail(ctx, s, err)
+	}
 	after, err := m.do(ctx, s, before)
+	if err == nil {
+		err = m.keepEtcdsOut() // also of a log that the step has written anew
+	}
 	if err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
 	result := StepReport{Step: s, Keys: int(after.Records), Fingerprint: after.String(), FingerprintBefore: before.String(), Agreement: m.agreement}
 	took := m.now().Sub(began)
 	err = m.prove(s, before, after, side, took, &result)
+	var sideAfter *sideData
 	if err == nil && side != nil {
-		sideAfter, readErr := m.sideData()
-		if readErr != nil {
-			return nil, m.fail(ctx, s, readErr) // what cannot be read has not failed its proof
+		if sideAfter, err = m.sideData(); err != nil {
+			return nil, m.fail(ctx, s, err) // what cannot be read has not failed its proof
 		}
 		err = m.proveSideData(s, side, sideAfter, took, &result)
+	}
+	if err == nil && result.Replicated && s.From.Storage == versionfile.Etcd2 {
+		indexAfter, readErr := m.v2Index(s)
+		if readErr != nil {
+			return nil, m.fail(ctx, s, readErr)
+		}
+		err = proveIndex(index, indexAfter)
 	}
 	if err != nil {
 		return nil, m.fail(ctx, s, m.rememberFailure(s, err))
@@ -53,10 +69,12 @@ func (m *Migrator) take(ctx context.Context, s Step, before *keyspace.Fingerprin
 	if err := m.record(s); err != nil {
 		return nil, m.fail(ctx, s, err)
 	}
-	if err := m.continueJournal(after); err != nil {
-		return nil, m.fail(ctx, s, err)
+	if err := m.continueJournal(s, after, sideAfter); err != nil {
+		done := s
+		done.From = s.To // version.txt says so by now
+		return nil, m.fail(ctx, done, err)
 	}
-	result.Seconds = m.now().Sub(began).Seconds()
+	result.Seconds, result.PeakMemoryBytes = m.now().Sub(began).Seconds(), max(m.etcdMemory, ownPeakMemory())
 	m.report.Steps = append(m.report.Steps, result)
 	m.tell(Event{Kind: EventStepDone, Result: &result})
 	return after, nil
@@ -100,7 +118,8 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, side *side
 	d := keyspace.Compare(before, after)
 	for _, ended := range d.Ended {
 		// Of a key of the v2 store the instant is known at which it ends, in nanoseconds.
-		if s.To.Storage == versionfile.Etcd2 && ended.ID > m.now().UnixNano() && !m.mayReplicate() {
+		// Of several members it is the leader's clock that counts.
+		if s.To.Storage == versionfile.Etcd2 && ended.ID > m.now().UnixNano() && !m.st.several() {
 			return fmt.Errorf("%d keys are gone before their time", ended.Before)
 		}
 		if s.To.Storage == versionfile.Etcd3 && !m.couldEnd(side, ended.ID, took) {
@@ -108,8 +127,8 @@ func (m *Migrator) prove(s Step, before, after *keyspace.Fingerprint, side *side
 		}
 		result.TTLsEnded += int(ended.Before)
 	}
-	if !d.Kept() && m.mayReplicate() {
-		result.Replicated = true
+	if !d.Kept() && m.st.several() {
+		result.Replicated = true // if the store has gone on
 		return nil
 	}
 	if !d.Kept() {
@@ -144,7 +163,12 @@ func (m *Migrator) record(s Step) error {
 			return err
 		}
 	}
-	return versionfile.Write(m.layout.DataDir, s.To)
+	if err := versionfile.Write(m.layout.DataDir, s.To); err != nil {
+		return err
+	}
+	recorded := s.To
+	m.st.VersionFile = &recorded
+	return nil
 }
 
 // runEtcd lets the step's etcd take the data over. From 3.0 on it does not count as done before a raft snapshot of this
@@ -160,8 +184,8 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 	if s.Kind == StepReplay && s.To.Minor() == v2Until && m.st.startsAtV2() {
 		// It never gets ready before it has started from another snapshot, which it can only be made to write with v2.
 		withV2 := cfg
-		withV2.V2 = true
-		err := running(ctx, withV2, func(etcd *member.Etcd) error {
+		withV2.V2, withV2.SnapshotCount = true, snapshotCount
+		err := m.running(ctx, withV2, func(etcd *member.Etcd) error {
 			_, err := etcd.ForceSnapshot(ctx)
 			return err
 		})
@@ -171,12 +195,17 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 	}
 	var emptyV2 func(*member.Etcd) error
 	if s.Kind == StepEmptyV2 {
-		if emptyV2, err = m.emptyV2(ctx); err != nil {
+		if emptyV2, err = m.emptyV2(ctx, s, cfg); err != nil {
 			return err
 		}
 	}
 	m.log = nil // what etcd makes of it has to be read anew
-	err = running(ctx, cfg, func(etcd *member.Etcd) error {
+	if m.compares(s) {
+		if err := m.noteCompared(false); err != nil {
+			return err
+		}
+	}
+	err = m.running(ctx, cfg, func(etcd *member.Etcd) error {
 		if err := m.ready(ctx, s, etcd); err != nil {
 			return err
 		}
@@ -188,7 +217,7 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 				return err
 			}
 		}
-		if cfg.SnapshotCount > 0 {
+		if m.plan.forcesSnapshot(m.step-1) && (m.together || !m.st.Member.Learner) { // a learner cannot, unless others write
 			if _, err := etcd.ForceSnapshot(ctx); err != nil {
 				return err
 			}
@@ -207,45 +236,30 @@ func (m *Migrator) stepContext(ctx context.Context, s Step) (context.Context, co
 		fmt.Errorf("etcd %s was not done after %s (--step-timeout)", s.To.Release, m.StepTimeout))
 }
 
-// running starts an etcd, does something with it and stops it.
-func running(ctx context.Context, cfg member.Config, do func(*member.Etcd) error) (err error) {
-	etcd, err := member.Start(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		stopErr := stopEtcd(ctx, etcd)
-		if !errors.Is(err, member.ErrEnded) || !errors.Is(stopErr, member.ErrEnded) { // the same end would be told twice
-			err = errors.Join(err, stopErr)
-		}
-	}()
-	return do(etcd)
-}
-
-// stopGrace is how long an etcd is left to stop cleanly after a signal to us, or after its time is over: a container is killed
-// 30 s after the signal.
-const stopGrace = 20 * time.Second
-
-// stopEtcd stops an etcd. That is not to be hurried by whatever ended the step, because a clean stop leaves nothing to mend.
-func stopEtcd(ctx context.Context, etcd *member.Etcd) error {
-	patient, hurry := context.WithCancel(context.WithoutCancel(ctx))
-	defer hurry()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopGrace, hurry) })()
-	return etcd.Stop(patient)
-}
-
 // emptyV2 gives what empties the v2 store: of keys, and if so asked, of users and roles.
-func (m *Migrator) emptyV2(ctx context.Context) (func(*member.Etcd) error, error) {
+func (m *Migrator) emptyV2(ctx context.Context, s Step, cfg member.Config) (func(*member.Etcd) error, error) {
 	data, err := m.readLog()
 	if err != nil {
 		return nil, err
+	}
+	discard := m.V2Leftovers == LeftoversDiscard
+	if a := data.tree.Auth(); discard && m.st.several() && len(a.Users)+len(a.Roles) > 0 {
+		// An etcd that lags and gets a raft snapshot from its leader keeps in memory what the snapshot has not under /2, where users
+		// and roles are. It would then delete them a second time, which ends the etcds of members at 3.6. Started again, it knows.
+		if err := m.running(ctx, cfg, func(etcd *member.Etcd) error { return m.ready(ctx, s, etcd) }); err != nil {
+			return nil, err
+		}
+		m.log = nil
+		if data, err = m.readLog(); err != nil {
+			return nil, err
+		}
 	}
 	topLevel, auth := data.tree.TopLevel(), data.tree.Auth()
 	if m.st.several() {
 		topLevel = append(topLevel, member.MarksV2)
 	}
 	return func(etcd *member.Etcd) error {
-		if m.V2Leftovers == LeftoversDiscard {
+		if discard {
 			if err := etcd.EmptyV2Auth(ctx, auth.Users, auth.Roles); err != nil {
 				return err
 			}
@@ -273,15 +287,19 @@ func (m *Migrator) config(s Step) (member.Config, error) {
 	}
 	progress := m.progress("etcd", UnitLines)
 	cfg.Printed = func(lines int64) { progress(lines, 0) }
+	cfg.Ended = func(peak int64) { m.etcdMemory = max(m.etcdMemory, peak) }
 	if m.st.several() {
 		cfg.Peers = m.Peers
 	}
 	if m.layout.SeparateWAL() {
 		cfg.WALDir = m.layout.WALDir
 	}
-	if !s.To.Minor().Less(v3Since) {
+	// A raft snapshot of the v2 store is JSON, which replaces the bytes of keys and values that are not UTF-8, and makes one of
+	// two such keys. The log keeps them for the conversion.
+	cfg.SnapshotCount = noSnapshots
+	if m.plan.forcesSnapshot(m.step - 1) {
 		cfg.SnapshotCount = snapshotCount
-		if m.st.several() && !m.plan.together() && snapshotCount > 0 {
+		if m.st.several() && !m.together {
 			cfg.SnapshotCount = rollingSnapshotCount
 		}
 	}
@@ -357,17 +375,6 @@ func (m *Migrator) adding(fp *keyspace.Fingerprint) (add func(keyspace.Record) e
 	return add, func() { progress(fp.Records, fp.Records) }
 }
 
-// verifyBinaries asks every etcd of the plan whether it is what its name says, before the first one touches the data.
-func (m *Migrator) verifyBinaries(ctx context.Context) error {
-	var bins []binaries.Binary
-	for _, s := range m.plan.Steps {
-		if s.Binary != "" {
-			bins = append(bins, binaries.Binary{Path: s.Binary, Release: s.To.Release})
-		}
-	}
-	return binaries.Verify(ctx, bins...)
-}
-
 // firstFingerprint is that of the data as it was found.
 func (m *Migrator) firstFingerprint(ctx context.Context) (*keyspace.Fingerprint, error) {
 	if m.st.Presence == Fresh {
@@ -378,7 +385,7 @@ func (m *Migrator) firstFingerprint(ctx context.Context) (*keyspace.Fingerprint,
 		return nil, &Error{Kind: Interrupted, Op: "read the data", Err: context.Cause(ctx), Hint: "give the same command again"}
 	}
 	if err != nil {
-		return nil, refuse(err, "the data cannot be read; restore a backup, or see docs/troubleshooting.md")
+		return nil, refuse(err, "the data cannot be read; restore a backup (of one of several members: remove it and add it anew instead), or see docs/troubleshooting.md")
 	}
 	return fp, nil
 }

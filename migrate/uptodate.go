@@ -16,8 +16,8 @@ import (
 // looks properly.
 func (m *Migrator) upToDate() bool {
 	v, err := versionfile.Read(m.layout.DataDir)
-	if err != nil || v != m.Target {
-		return false
+	if err != nil || v != m.Target || v.Storage == versionfile.Etcd2 {
+		return false // what a v2 store is at cannot be told without reading it
 	}
 	if presence, err := m.layout.Presence(); err != nil || presence != datadir.Present {
 		return false
@@ -37,9 +37,6 @@ func (m *Migrator) upToDate() bool {
 	if backup, err := m.layout.InterruptedRestore(); err != nil || backup != "" {
 		return false
 	}
-	if v.Storage == versionfile.Etcd2 {
-		return true
-	}
 	db, err := keyspace.OpenDB(m.layout.DB())
 	if err != nil {
 		return false
@@ -50,6 +47,7 @@ func (m *Migrator) upToDate() bool {
 		return false
 	}
 	data, err := versionfile.ParseRelease(info.ClusterVersion)
-	// Up to 3.4 the db does not know. In a rolling upgrade the cluster's version rises when the last member is done.
-	return err != nil || data.Minor() == v.Minor() || oneAhead(data.Minor(), v.Minor()) && m.joinedAs(v)
+	// Up to 3.4 the db does not know. In a rolling upgrade the cluster's version rises when the last member is done. Until then
+	// an etcd from 3.6 on must not be let at the log before it has been looked at.
+	return err != nil || data.Minor() == v.Minor() || oneAhead(data.Minor(), v.Minor()) && m.joinedAs(v) && v.Minor().Less(v3_6)
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/dustin/go-humanize/english"
+
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -38,7 +40,8 @@ func (m *contents) readings() (r readings) {
 		}
 	}
 	r.atLeast("the requests in the raft log", m.entries.least)
-	if m.info.ConfState != nil || m.info.Term > 0 {
+	if r.cluster.IsZero() && (m.info.ConfState != nil || m.info.Term > 0) {
+		// Where the cluster version is known, this says nothing: a db that an older etcdctl has restored still has it.
 		r.atLeast("the raft state in the db", v2Until)
 	}
 	if !r.cluster.IsZero() && r.cluster.Minor().Less(r.least) {
@@ -93,7 +96,7 @@ func (st *State) determineVersion(data readings, fromFile *versionfile.Version, 
 		st.Version.Release = data.cluster
 	case known && oneAhead(minor, fromFile.Minor()):
 		st.Version.Release = data.cluster
-		st.note("version-file-ahead", fmt.Sprintf("version.txt says %s, but no etcd of that minor has taken the data over: it is at %s", fromFile, minor),
+		st.note(versionFileAhead, fmt.Sprintf("version.txt says %s, but no etcd of that minor has taken the data over: it is at %s", fromFile, minor),
 			"nothing; the data counts, and version.txt is set right by the migration")
 	case known && minor.Less(fromFile.Minor()), !known && fromFile.Minor().Less(data.least):
 		st.blockContradiction(data)
@@ -103,6 +106,9 @@ func (st *State) determineVersion(data readings, fromFile *versionfile.Version, 
 	}
 	st.determineStorage(fromFile)
 }
+
+// versionFileAhead is the code of the note that an etcd has not got to what version.txt says.
+const versionFileAhead = "version-file-ahead"
 
 func oneAhead(data, file versionfile.Minor) bool {
 	next, ok := data.Next()
@@ -130,13 +136,13 @@ func (st *State) blockContradiction(data readings) {
 }
 
 // determineStorage finds the store that holds the user's keys. Where only one store has ever been written to, that one
-// does; where both have, version.txt decides, and without it the v3 store counts.
+// does; where both have, version.txt decides. Without it the v3 store counts, and checkLeftovers asks if that may be wrong.
 func (st *State) determineStorage(fromFile *versionfile.Version) {
 	v3Used := st.V3.Keys > 0 || st.V3.Revision > 1
 	v2Used := st.V2.Keys > 0
 	contradiction := func(hint string) {
-		st.block("storage-contradicted", fmt.Sprintf("version.txt says %s, but the v2 store holds %d keys and the v3 store holds %d, at revision %d",
-			fromFile, st.V2.Keys, st.V3.Keys, st.V3.Revision), hint)
+		st.block("storage-contradicted", fmt.Sprintf("version.txt says %s, but the v2 store holds %s and the v3 store holds %d, at revision %d",
+			fromFile, english.Plural(st.V2.Keys, "key", ""), st.V3.Keys, st.V3.Revision), hint)
 	}
 	switch {
 	case fromFile != nil:
@@ -150,6 +156,10 @@ func (st *State) determineStorage(fromFile *versionfile.Version) {
 			st.Evidence = append(st.Evidence, Evidence{"the journal of a rollback to the v2 store", string(versionfile.Etcd2)})
 		case fromFile.Storage == versionfile.Etcd3 && v2Used && !v3Used:
 			contradiction(fmt.Sprintf("if the keys were never converted, write %s/etcd2 to version.txt and they will be", st.Version.Release))
+		case fromFile.Storage == versionfile.Etcd2 && v3Used && !v2Used && st.converted:
+			// Killed before version.txt, and the others have gone on and emptied the v2 store since.
+			st.Version.Storage = versionfile.Etcd3
+			st.Evidence = append(st.Evidence, Evidence{"the journal of a conversion together with others", string(versionfile.Etcd3)})
 		case fromFile.Storage == versionfile.Etcd2 && v3Used && !v2Used:
 			contradiction(fmt.Sprintf("if the keys are in the v3 store, write %s/etcd3 to version.txt", st.Version.Release))
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -40,7 +41,7 @@ func (f backupFlags) open() (datadir.Layout, string, error) {
 }
 
 // find gives the backup with that id; "newest" is the newest one of the data dir that has a good manifest, unless there are
-// backups of several members.
+// backups of several members, or a newer one whose manifest the disk does not give: that may be the one that is meant.
 func (f backupFlags) find(id string) (datadir.Layout, datadir.Backup, error) {
 	l, dir, err := f.open()
 	if err != nil {
@@ -52,10 +53,12 @@ func (f backupFlags) find(id string) (datadir.Layout, datadir.Backup, error) {
 	}
 	var newest *datadir.Backup
 	for _, b := range slices.Backward(all) {
-		ours := f.BackupDir == "" || b.Manifest.DataDir == l.DataDir
+		ours := l.Owns(b)
 		switch {
 		case b.ID == id:
 			return l, b, nil
+		case id == "newest" && newest == nil && notRead(b.Err):
+			return l, datadir.Backup{}, fmt.Errorf("tell whether it is the newest backup: %w; nothing has been changed; mend the cause, or give the id of the backup", b.Err)
 		case id != "newest" || b.Err != nil || !ours:
 		case newest == nil:
 			newest = &b
@@ -67,12 +70,18 @@ func (f backupFlags) find(id string) (datadir.Layout, datadir.Backup, error) {
 	if newest != nil {
 		return l, *newest, nil
 	}
-	return l, datadir.Backup{}, usagef("there is no backup %s in %s; see `etcd-migrate backup list`", id, dir)
+	return l, datadir.Backup{}, usagef("there is no backup %s in %s; `etcd-migrate backup list`, with the same flags, shows what there is", id, dir)
+}
+
+// notRead tells a manifest that cannot be read from one that is not there or is broken.
+func notRead(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path) && !errors.Is(err, fs.ErrNotExist)
 }
 
 type backupListCmd struct {
 	backupFlags
-	Output string `group:"output" short:"o" enum:"table,json" default:"table" help:"table or json, on standard output."`
+	Output string `group:"output" short:"o" env:"OUTPUT_FORMAT" enum:"table,json" default:"table" help:"table or json, on standard output."`
 }
 
 // backupItem is a backup in `backup list -o json`.
@@ -200,7 +209,7 @@ func restoreError(ctx context.Context, err error) error {
 
 type backupPruneCmd struct {
 	backupFlags
-	Keep int `group:"data" required:"" placeholder:"N" help:"How many of the newest are kept, at least 1."`
+	Keep int `group:"data" required:"" placeholder:"N" env:"KEEP_BACKUPS" help:"How many of the newest are kept, at least 1."`
 }
 
 func (c *backupPruneCmd) Run() (err error) {

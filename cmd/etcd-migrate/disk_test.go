@@ -22,24 +22,28 @@ type failure struct {
 	errno syscall.Errno
 	hits  []string // operations
 	lasts bool
+	// files are the names of those that it is about, nil for all.
+	files []string
 	// all says that each call is to be tried: of many to one file in a row, the first three.
 	all bool
 }
 
 var failures = []failure{
-	{"full", unix.ENOSPC, []string{"create", "write", "truncate", "mkdir", "link"}, true, true},
-	{"full for a moment", unix.ENOSPC, []string{"create", "write", "truncate", "mkdir", "link", "rename"}, false, false},
-	{"read-only", unix.EROFS, []string{"create", "write", "truncate", "mkdir", "link", "rename", "remove", "attributes"}, true, false},
-	{"failing to write", unix.EIO, []string{"create", "write", "truncate", "mkdir", "link", "rename", "remove", "sync", "clone"}, false, false},
-	{"failing to read", unix.EIO, []string{"open", "read"}, false, false},
+	{name: "full", errno: unix.ENOSPC, hits: []string{"create", "write", "truncate", "mkdir", "link"}, lasts: true, all: true},
+	{name: "full for a moment", errno: unix.ENOSPC, hits: []string{"create", "write", "truncate", "mkdir", "link", "rename"}},
+	{name: "read-only", errno: unix.EROFS, hits: []string{"create", "write", "truncate", "mkdir", "link", "rename", "remove", "attributes"}, lasts: true},
+	{name: "failing to write", errno: unix.EIO, hits: []string{"create", "write", "truncate", "mkdir", "link", "rename", "remove", "sync", "clone"}},
+	{name: "failing to sync the data dir", errno: unix.EIO, hits: []string{"sync"}, files: []string{"etcd"}, all: true},
+	{name: "failing to read", errno: unix.EIO, hits: []string{"open", "read"}},
 }
 
 // TestFailingDisk makes the disk fail at each call that can: full, broken or read-only, for one call or from there on. There
 // must be an error that says so, what it says of the data must be true, and with the disk in order again the same command
 // must end as if nothing had happened.
 //
-// As in TestKilled, a few calls are tried here. With ETCD_MIGRATE_CRASH=all it is every one of a disk that is full, every fifth
-// in a step that repeats another one's, and for the other failures eight of each scenario, others each time.
+// As in TestKilled, a few calls are tried here, and the run after it mostly ends at the next step. With ETCD_MIGRATE_CRASH=all
+// it is every call of a disk that is full, of many to one file in a row the first three, and every second one in the steps between
+// the first and the last; and for the other failures eight of each scenario. Where it is not all, it is others each time.
 func TestFailingDisk(t *testing.T) {
 	for _, sc := range scenarios(t) {
 		t.Run(sc.name, func(t *testing.T) {
@@ -66,34 +70,64 @@ func (sc *scenario) failEverywhere(t *testing.T, f failure, stage int) {
 	if !everything && sc.random().IntN(len(sc.stages)) > 0 {
 		return // of a migration of many steps, one is enough
 	}
-	calls := sc.failAt(t, f, stage, 0) // which counts them
+	calls := sc.callsTo(t, f, sc.stages[stage])
 	step := calls
 	if everything {
-		if step = sc.stride(stage); !f.all { // eight for all stages
+		switch {
+		case !f.all: // eight for all stages
 			step = 1 + calls*len(sc.stages)/8
+		case stage > 0 && stage < len(sc.stages)-1:
+			step = 2
+		default:
+			step = 1
 		}
 	}
 	for n := 1 + sc.random().IntN(step); n <= calls; n += step {
-		sc.failAt(t, f, stage, n)
+		where := fmt.Sprintf("begun at step %d, ", stage+1) + sc.failAt(t, f, sc.stages[stage], n)
+		sc.goOnOrFinish(t, where, stage, false)
 	}
 }
 
-// failAt makes the disk fail at the n-th call, and gives how many there were.
-func (sc *scenario) failAt(t *testing.T, f failure, stage, n int) (calls int) {
+// hitsCall reports whether it is a call that counts.
+func (f failure) hitsCall(c *call) bool {
+	return slices.Contains(f.hits, c.op) && (f.files == nil || slices.Contains(f.files, filepath.Base(c.path)))
+}
+
+// callsTo counts the calls up to the next stage that a failure can hit.
+func (sc *scenario) callsTo(t *testing.T, f failure, from stage) (calls int) {
 	t.Helper()
-	sc.begin(t, stage)
-	member := contentOf(t, filepath.Join(sc.dir, "member"))
-	version, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
-	met, steps := "", 0
+	sc.begin(t, from)
+	var seen points
+	stepDone := false
+	sc.trace(t, &tracer{
+		roots: sc.roots,
+		reads: slices.Contains(f.hits, "read"),
+		enter: func(c *call) action {
+			switch {
+			case stepDone && sc.isNextStep(c):
+				return kill
+			case f.hitsCall(c) && (!f.all || !c.changes() || seen.one(c)):
+				calls++
+			}
+			return goOn
+		},
+		exit: func(c *call, ret int64) { stepDone = stepDone || sc.endsStep(c, ret) },
+	}, sc.args, "")
+	return calls
+}
+
+// failAt makes the disk fail at the n-th call of a run that begins at a stage. It gives where that was.
+func (sc *scenario) failAt(t *testing.T, f failure, from stage, n int) (where string) {
+	t.Helper()
+	sc.begin(t, from)
+	version := sc.version()
+	met, calls := "", 0
 	var seen points
 	tr := tracer{
 		roots: sc.roots,
 		reads: slices.Contains(f.hits, "read"),
 		enter: func(c *call) action {
-			if !slices.Contains(f.hits, c.op) || steps > 0 && n == 0 {
-				return goOn
-			}
-			if f.all && !seen.one(c) && met == "" {
+			if !f.hitsCall(c) || f.all && c.changes() && !seen.one(c) && met == "" {
 				return goOn
 			}
 			if calls++; calls == n {
@@ -103,45 +137,41 @@ func (sc *scenario) failAt(t *testing.T, f failure, stage, n int) (calls int) {
 			}
 			return action(f.errno)
 		},
-		exit: func(c *call, ret int64) {
-			if sc.stepDone(c) && ret == 0 {
-				steps++
-			}
-		},
 	}
 	cmd, said := sc.command(t, sc.args)
 	end := tr.run(t, cmd)
-	if n == 0 || met == "" {
-		return calls
+	if met == "" {
+		return "a run without that call" // they vary by a few
 	}
 	sc.row.faults++
-	where := fmt.Sprintf("begun at step %d, %v at call %d, %s", stage+1, f.errno, n, met)
+	where = fmt.Sprintf("%v at call %d, %s", f.errno, n, met)
 	sc.check(t, where)
 	text := said()
 	switch code := end.ExitStatus(); {
 	case !end.Exited():
 		t.Fatalf("%s: ends with %v\n%s", where, end, text)
-	case code == exitOK: // it was only about what can be done without
+	case code == exitOK && f.files == nil: // it was only about what can be done without
+		if slices.Contains(sc.args, "--keep-backups") {
+			sc.run(t, []string{"backup", "prune", "--keep", "1"}, where) // what could not be removed then is removed the next time
+		}
 	case !strings.Contains(text, f.errno.Error()) && !strings.Contains(text, "read-only"):
 		t.Errorf("%s: the message does not say what happened:\n%s", where, text)
 	case code == exitRefused:
-		now, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
-		if diff := cmp.Diff(member, contentOf(t, filepath.Join(sc.dir, "member"))); diff != "" || string(now) != string(version) {
-			t.Errorf("%s: is said to have changed nothing, but version.txt says %q after %q, and the member has changed: %s\n%s", where, now, version, diff, text)
+		before := contentOf(t, filepath.Join(from.root(0), "etcd/member"))
+		if diff := cmp.Diff(before, contentOf(t, filepath.Join(sc.dir, "member"))); diff != "" || sc.version() != version {
+			t.Errorf("%s: is said to have changed nothing, but version.txt says %q after %q, and the member has changed: %s\n%s", where, sc.version(), version, diff, text)
 		}
 	case code == exitFailed:
-		now, _ := os.ReadFile(filepath.Join(sc.dir, "version.txt"))
-		if sc.args[0] != "backup" && !strings.Contains(text, "the data is at "+string(now)) {
-			t.Errorf("%s: version.txt says %q, but the message something else:\n%s", where, now, text)
+		if sc.args[0] != "backup" && !strings.Contains(text, "the data is at "+sc.version()) && !strings.Contains(text, "by now, and version.txt says "+sc.version()) {
+			t.Errorf("%s: version.txt says %q, but the message something else:\n%s", where, sc.version(), text)
 		}
 	default:
 		t.Errorf("%s: ends with %d\n%s", where, code, text)
 	}
-	sc.finish(t, where)
-	return calls
+	return where
 }
 
-// contentOf gives the content of all files below a directory.
+// contentOf gives the content of all files below a directory, by their paths in it.
 func contentOf(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
@@ -150,7 +180,7 @@ func contentOf(t *testing.T, dir string) map[string]string {
 			return err
 		}
 		content, err := os.ReadFile(path)
-		all[path] = string(content)
+		all[strings.TrimPrefix(path, dir)] = string(content)
 		return err
 	})
 	if err != nil && !os.IsNotExist(err) {

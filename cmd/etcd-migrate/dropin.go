@@ -34,7 +34,7 @@ type dropIn struct {
 	DataPrefix   string `group:"migration" name:"etcd-data-prefix" placeholder:"PREFIX" default:"/registry" env:"ETCD_DATA_PREFIX" help:"--ttl-keys-directory is events below it, unless given (${default})."`
 	ServerArgs   string `group:"migration" name:"etcd-server-extra-args" placeholder:"FLAGS" env:"ETCD_CREDS" help:"Flags of the etcd to come. Its quota and WAL dir are read from them; certificates are not needed."`
 	KeepBinaries string `group:"migration" name:"do-not-move-binaries" placeholder:"true" env:"DO_NOT_MOVE_BINARIES" help:"Unless it is true, etcd-<target> and etcdctl-<target> become etcd and etcdctl in --bin-dir."`
-	Bundled      string `group:"migration" name:"bundled-versions" placeholder:"VERSION,…" help:"The etcds in --bin-dir. All that are there are used, and those of this list that are not are named."`
+	Bundled      string `group:"migration" name:"bundled-versions" placeholder:"VERSION,…" env:"BUNDLED_VERSIONS" help:"The etcds in --bin-dir. All that are there are used, and those of this list that are not are named."`
 
 	Hostname string `group:"data" hidden:"" name:"etcd-hostname" env:"ETCD_HOSTNAME"`
 	ignoredFlags
@@ -43,8 +43,8 @@ type dropIn struct {
 // ignoredFlags are accepted and not needed: the etcds that make the steps listen where nobody else can find them, and the
 // members of the cluster are in the data.
 type ignoredFlags struct {
-	Port           uint64 `group:"ignored" placeholder:"PORT" help:"Not needed: nor are the other flags of this group. The etcds that make the steps listen where nobody finds them."`
-	PeerPort       uint64 `group:"ignored" placeholder:"PORT" help:"Not needed."`
+	Port           string `group:"ignored" placeholder:"PORT" env:"MIGRATE_PORT" help:"Not needed: nor are the other flags of this group. The etcds that make the steps listen where nobody finds them."`
+	PeerPort       string `group:"ignored" placeholder:"PORT" env:"MIGRATE_PEER_PORT" help:"Not needed."`
 	ListenPeer     string `group:"ignored" name:"listen-peer-urls" placeholder:"URLS" env:"LISTEN_PEER_URLS" help:"Not needed."`
 	AdvertisePeer  string `group:"ignored" name:"initial-advertise-peer-urls" placeholder:"URLS" env:"INITIAL_ADVERTISE_PEER_URLS" help:"Not needed."`
 	ListenClient   string `group:"ignored" name:"listen-client-urls" placeholder:"URLS" env:"LISTEN_CLIENT_URLS" help:"Not needed."`

@@ -29,9 +29,9 @@ type cli struct {
 	Run      runCmd      `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
 	Migrate  migrateCmd  `cmd:"" help:"Migrate a data dir, and start nothing afterwards."`
 	Rollback rollbackCmd `cmd:"" help:"Bring a data dir back to an older version, keeping what was written since."`
-	Inspect  inspectCmd  `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing."`
-	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Changes nothing."`
-	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Changes nothing."`
+	Inspect  inspectCmd  `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing, and ends with 0 whatever is wrong."`
+	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Refuses what a migration would, and changes nothing."`
+	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Refuses what a migration would, and changes nothing."`
 
 	Matrix matrixCmd `cmd:"" help:"Try every way from one etcd version to another, on a built-in workload or on a copy of a data dir."`
 
@@ -50,7 +50,7 @@ type entrypoint struct {
 }
 
 type commonFlags struct {
-	ShowKeys bool             `help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run. For matrix: name the keys of --data-dir that differ."`
+	ShowKeys bool             `env:"SHOW_KEYS" help:"Name on standard error up to three of the keys, users or roles that a refusal or a note counts. Without it, only a terminal shows them, and never for run. For matrix: name the keys of --data-dir that differ."`
 	Version  kong.VersionFlag `help:"Print the version and exit."`
 }
 
@@ -146,6 +146,7 @@ func newParser(program string, args []string) (parser *kong.Kong, showKeys *bool
 	vars := kong.Vars{"version": version, "newest": last.String(), "terminationLog": defaultTerminationLog, "allowRollback": "false"}
 	options := []kong.Option{
 		vars,
+		kong.PostBuild(ignoreEmptyVariables),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.Groups{"data": "The data:", "migration": "The migration:", "run": "How it runs:", "output": "Output:", "probes": "Probes:",
 			"ignored": "Not needed any more:"},

@@ -11,9 +11,9 @@ import (
 )
 
 type manifestCmd struct {
-	Image  string `placeholder:"IMAGE" help:"The container's image. Default: the one in the manifest."`
-	User   *int   `placeholder:"UID" help:"Run as this user and group, without other rights: 65532 is the image's own. 0 only sets root. Default: as the manifest says."`
-	Target string `name:"target-version" placeholder:"VERSION" help:"The etcd that is to run, such as 3.6. Default: what the image's tag says."`
+	Image  string `placeholder:"IMAGE" env:"MANIFEST_IMAGE" help:"The container's image. Default: the one in the manifest."`
+	User   *int   `placeholder:"UID" env:"MANIFEST_USER" help:"Run as this user and group, without other rights: 65532 is the image's own. 0 only sets root. Default: as the manifest says."`
+	Target string `name:"target-version" placeholder:"VERSION" env:"TARGET_VERSION" help:"The etcd that is to run, such as 3.6. Default: what the image's tag says."`
 	File   string `arg:"" placeholder:"FILE" help:"The manifest, or - for standard input."`
 }
 

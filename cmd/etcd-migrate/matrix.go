@@ -6,11 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/dustin/go-humanize"
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
@@ -21,27 +20,27 @@ import (
 
 type matrixCmd struct {
 	BinDir string   `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with the etcd-<version> to try (${default})."`
-	From   []string `group:"migration" placeholder:"VERSION,…" help:"Where to start from: minors such as 3.4, releases such as 3.4.31, or versions such as 3.4.31/etcd2. Default: all of them."`
-	To     []string `group:"migration" placeholder:"VERSION,…" help:"Where to go, likewise. Default: all of them."`
-	Etcd2  bool     `group:"migration" name:"etcd2" help:"Try 3.0 to 3.5 with the keys in the v2 store, too."`
+	From   []string `group:"migration" env:"MATRIX_FROM" placeholder:"VERSION" help:"Where to start from: minors such as 3.4, releases such as 3.4.31, or versions such as 3.4.31/etcd2. Default: all of them."`
+	To     []string `group:"migration" env:"MATRIX_TO" placeholder:"VERSION" help:"Where to go, likewise. Default: all of them."`
+	Etcd2  bool     `group:"migration" name:"etcd2" env:"MATRIX_ETCD2" help:"Try 3.0 to 3.5 with the keys in the v2 store, too."`
 
-	DataDir string `group:"data" placeholder:"DIR" help:"A data dir of your own. It is copied, and never changed. Default: a built-in workload."`
-	WALDir  string `group:"data" name:"wal-dir" placeholder:"DIR" help:"Its WAL dir, if it has one."`
-	Keys    int    `group:"data" placeholder:"N" default:"100" help:"How many plain keys the built-in workload has, beside some fifty special ones (${default})."`
+	DataDir string `group:"data" placeholder:"DIR" env:"MATRIX_DATA_DIRECTORY" help:"A data dir of your own. It is copied, and never changed. Default: a built-in workload."`
+	WALDir  string `group:"data" name:"wal-dir" placeholder:"DIR" env:"MATRIX_WAL_DIRECTORY" help:"Its WAL dir, if it has one."`
+	Keys    int    `group:"data" placeholder:"N" default:"100" env:"MATRIX_KEYS" help:"How many plain keys the built-in workload has, beside some fifty special ones (${default})."`
 
-	Accept      string        `group:"migration" name:"accept-loss" placeholder:"LOSS,…" help:"As for migrate."`
-	Leftovers   string        `group:"migration" name:"v2-leftovers" enum:",refuse,discard" default:"" placeholder:"refuse|discard" help:"As for migrate."`
-	Quota       string        `group:"migration" name:"quota-backend-bytes" placeholder:"BYTES" help:"As for migrate."`
-	StepTimeout time.Duration `group:"migration" placeholder:"15m" default:"15m" help:"How long one etcd may take to make its step (${default})."`
+	Accept      string        `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"As for migrate."`
+	Leftovers   string        `group:"migration" name:"v2-leftovers" enum:",refuse,discard" default:"" placeholder:"refuse|discard" env:"V2_LEFTOVERS" help:"As for migrate."`
+	Quota       quotaValue    `group:"migration" name:"quota-backend-bytes" placeholder:"BYTES" env:"QUOTA_BACKEND_BYTES" help:"As for migrate."`
+	StepTimeout durationValue `group:"migration" placeholder:"15m" default:"15m" env:"STEP_TIMEOUT" help:"How long one etcd may take to make its step (${default})."`
 
-	WorkDir string `group:"run" placeholder:"DIR" help:"Where everything is done, and where the results and the data dirs of failed pairs are kept. Default: a temporary directory, removed afterwards unless a pair fails."`
-	Resume  bool   `group:"run" help:"Go on with the results in --work-dir: what has passed or was refused is not tried again."`
-	Jobs    int    `group:"run" short:"j" placeholder:"N" default:"2" help:"How many pairs to try at a time (${default})."`
-	Strict  bool   `group:"run" help:"A refused pair counts as a failure, too."`
+	WorkDir string `group:"run" placeholder:"DIR" env:"MATRIX_WORK_DIR" help:"Where everything is done, and where the results and the data dirs of failed pairs are kept. Default: a temporary directory, removed afterwards unless a pair fails."`
+	Resume  bool   `group:"run" env:"MATRIX_RESUME" help:"Go on with the results in --work-dir: what has passed or was refused is not tried again."`
+	Jobs    int    `group:"run" short:"j" placeholder:"N" default:"2" env:"MATRIX_JOBS" help:"How many pairs to try at a time (${default})."`
+	Strict  bool   `group:"run" env:"MATRIX_STRICT" help:"A refused pair counts as a failure, too."`
 
-	Output string `group:"output" short:"o" enum:"table,json" default:"table" help:"table or json, on standard output."`
-	HTML   string `group:"output" name:"html" placeholder:"FILE" help:"Write one page for a browser, with all results in it."`
-	JUnit  string `group:"output" name:"junit" placeholder:"FILE" help:"Write JUnit XML, for a continuous integration."`
+	Output string `group:"output" short:"o" env:"OUTPUT_FORMAT" enum:"table,json" default:"table" help:"table or json, on standard output."`
+	HTML   string `group:"output" name:"html" placeholder:"FILE" env:"MATRIX_HTML" help:"Write one page for a browser, with all results in it."`
+	JUnit  string `group:"output" name:"junit" placeholder:"FILE" env:"MATRIX_JUNIT" help:"Write JUnit XML, for a continuous integration. A refused pair is skipped there; one that an interrupted matrix did not get to is an error."`
 }
 
 func (c *matrixCmd) Help() string {
@@ -60,6 +59,9 @@ version to start from first. Give --work-dir and --resume, and a matrix that was
 func (c *matrixCmd) Run(ctx context.Context, names namePrinter) (err error) {
 	o, err := c.options()
 	if err != nil {
+		return err
+	}
+	if err := c.checkFiles(); err != nil {
 		return err
 	}
 	o.NameKeys = names.asked
@@ -106,9 +108,12 @@ func (c *matrixCmd) options() (o matrix.Options, err error) {
 	}
 	o = matrix.Options{
 		Binaries: have, DataDir: c.DataDir, WALDir: c.WALDir, Keys: c.Keys, WorkDir: c.WorkDir, Resume: c.Resume, Jobs: c.Jobs,
-		StepTimeout: c.StepTimeout, Tool: "etcd-migrate " + version,
+		QuotaBytes: int64(c.Quota), StepTimeout: time.Duration(c.StepTimeout), Tool: "etcd-migrate " + version,
 	}
 	all := matrix.Versions(have, c.Etcd2)
+	if len(all) == 0 {
+		return o, usagef("%s holds no etcd-<version> of a known minor: name the directory that does with --bin-dir; `make binaries` builds them into bin/etcd", c.BinDir)
+	}
 	if o.From, err = matrix.Select(all, c.From); err != nil {
 		return o, usagef("--from: %w", err)
 	}
@@ -120,13 +125,6 @@ func (c *matrixCmd) options() (o matrix.Options, err error) {
 	}
 	if o.V2Leftovers, err = migrate.ParseLeftovers(c.Leftovers); err != nil {
 		return o, usagef("--v2-leftovers: %w", err)
-	}
-	if c.Quota != "" {
-		n, err := humanize.ParseBytes(c.Quota)
-		if err != nil {
-			return o, usagef("--quota-backend-bytes: %w", err)
-		}
-		o.QuotaBytes = int64(n)
 	}
 	return o, nil
 }
@@ -142,13 +140,37 @@ func temporaryWorkDir() (dir string, cleanUp func(*matrix.Report) error, err err
 	}, err
 }
 
+// checkFiles sees that the results can be written before there are any: a matrix can take hours.
+func (c *matrixCmd) checkFiles() error {
+	for _, f := range []struct{ flag, path string }{{"html", c.HTML}, {"junit", c.JUnit}} {
+		if f.path == "" {
+			continue
+		}
+		if info, err := os.Stat(f.path); err == nil && info.IsDir() {
+			return usagef("--%s: %s is a directory; name a file", f.flag, f.path)
+		}
+		probe, err := os.CreateTemp(filepath.Dir(f.path), ".etcd-migrate-")
+		if err == nil {
+			err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+		}
+		var why *fs.PathError
+		if errors.As(err, &why) {
+			err = why.Err // its path is that of the file that was only tried
+		}
+		if err != nil {
+			return usagef("--%s: no file can be made in %s: %w", f.flag, filepath.Dir(f.path), err)
+		}
+	}
+	return nil
+}
+
 // write gives the results in all forms that were asked for.
 func (c *matrixCmd) write(r *matrix.Report) error {
 	var errs []error
 	for _, f := range []struct {
-		path  string
-		write func(io.Writer) error
-	}{{c.HTML, r.WriteHTML}, {c.JUnit, r.WriteJUnit}} {
+		flag, path string
+		write      func(io.Writer) error
+	}{{"html", c.HTML, r.WriteHTML}, {"junit", c.JUnit, r.WriteJUnit}} {
 		if f.path == "" {
 			continue
 		}
@@ -158,7 +180,7 @@ func (c *matrixCmd) write(r *matrix.Report) error {
 			err = datadir.WriteFile(f.path, b.Bytes(), 0o644)
 		}
 		if err != nil {
-			err = fmt.Errorf("write %s: %w", filepath.Base(f.path), err)
+			err = fmt.Errorf("--%s: %w", f.flag, err)
 		}
 		errs = append(errs, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cheggaaa/pb/v3"
 	"golang.org/x/term"
@@ -118,6 +119,7 @@ func (s *matrixShow) clear() {
 func (s *matrixShow) draw() {
 	s.clear()
 	var b strings.Builder
+	fmt.Fprintln(&b, legend)
 	writeGrid(&b, s.from, s.to, func(p matrix.Pair) (string, string) {
 		if r := s.results[p]; r != nil {
 			return cell(r)
@@ -151,13 +153,14 @@ func cell(r *matrix.Result) (text, colour string) {
 
 const (
 	cellWidth = 6 // so that ten versions are less than 80 characters
-	legend    = "from (down) to (across): ✓ passed, with the seconds it took; ⊘ refused; ✗ failed"
+	legend    = "from (down) to (across): ✓ passed in so many seconds, ⊘ refused, ✗ failed"
 )
 
+// gridSize is what the table takes on a terminal, with its legend.
 func gridSize(from, to []versionfile.Version) (width, height int) {
 	_, rowLabel := versionsOf(from)
 	_, column := versionsOf(to)
-	return rowLabel + len(to)*(max(column, cellWidth)+1), len(from) + 1
+	return max(rowLabel+len(to)*(max(column, cellWidth)+1), utf8.RuneCountInString(legend)), len(from) + 2
 }
 
 // writeGrid writes the table: a row for each version to start from, a column for each to go to.
@@ -217,6 +220,9 @@ func printMatrix(f *os.File, r *matrix.Report) error {
 	}
 	fmt.Fprintf(&b, "\n%s in %.0f s: %d passed, %d refused, %d failed", plural(len(matrix.Pairs(r.From, r.To)), "pair"), r.Seconds,
 		r.Count(matrix.Passed), r.Count(matrix.Refused), r.Count(matrix.Failed))
+	if n := r.NotRun(); n > 0 {
+		fmt.Fprintf(&b, ", %d not run", n)
+	}
 	if r.Resumed > 0 {
 		fmt.Fprintf(&b, "; %d of an earlier run", r.Resumed)
 	}

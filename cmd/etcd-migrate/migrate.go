@@ -11,7 +11,7 @@ type migrateCmd struct {
 	Target string `group:"migration" name:"target-version" required:"" env:"TARGET_VERSION" placeholder:"VERSION" help:"Where to go: a minor such as ${newest} (its newest release at hand), or a release such as ${newest}.3."`
 	migrationFlags
 	outputFlags
-	Output string `group:"output" short:"o" enum:"none,json" default:"none" help:"json: the report, on standard output."`
+	Output string `group:"output" short:"o" env:"OUTPUT_FORMAT" enum:"none,json" default:"none" help:"json: the report, on standard output."`
 }
 
 func (c *migrateCmd) Run(ctx context.Context) error { return c.do(ctx, false) }

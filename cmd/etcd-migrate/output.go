@@ -34,9 +34,7 @@ func newOutput(o outputFlags) *output {
 			format = "terminal"
 		}
 	}
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(o.LogLevel)) // one of the flag's values
-	opts := &slog.HandlerOptions{Level: level}
+	opts := &slog.HandlerOptions{Level: slog.Level(o.LogLevel)}
 	switch format {
 	case "json":
 		out.log = slog.New(slog.NewJSONHandler(out.w, opts))
@@ -159,7 +157,7 @@ func (o *output) finish(r *migrate.Report, err error) {
 	case !o.people:
 		o.log.Info("nothing to do", "versionTxt", r.Target.String())
 	case r.Changed():
-		fmt.Fprintf(o.w, "done in %.2f s: %s is at %s, %d keys\n", seconds, r.DataDir, r.Target, r.KeysAfter)
+		fmt.Fprintf(o.w, "done in %.2f s: %s is at %s, %s\n", seconds, r.DataDir, r.Target, plural(r.KeysAfter, "key"))
 	default:
 		fmt.Fprintf(o.w, "nothing to do: %s is at %s\n", r.DataDir, r.Target)
 	}

@@ -21,7 +21,7 @@ import (
 // probeFlags say how the outside is told of a migration under way. docs/probes.md argues for the numbers.
 type probeFlags struct {
 	ProbeListen    string        `group:"probes" placeholder:"URL,…" env:"PROBE_LISTEN" help:"Where /livez, /readyz, /health and /metrics are answered during a migration, such as http://127.0.0.1:2381, or none. Default: etcd's --listen-metrics-urls."`
-	StallTimeout   time.Duration `group:"probes" placeholder:"5m" default:"5m" env:"STALL_TIMEOUT" help:"After how long without progress they answer 503 (${default}); while an etcd makes a step, --step-timeout comes on top."`
+	StallTimeout   durationValue `group:"probes" placeholder:"5m" default:"5m" env:"STALL_TIMEOUT" help:"After how long without progress they answer 503 (${default}); while an etcd makes a step, --step-timeout comes on top."`
 	TerminationLog string        `group:"probes" placeholder:"FILE" default:"${terminationLog}" env:"TERMINATION_LOG" help:"File that takes the error if this fails, for the kubelet to show (${default}). Without that file, nothing is written."`
 }
 
@@ -38,7 +38,7 @@ type probes struct {
 
 // probes makes what answers on the addresses that the flags name, or else on those of the etcd. Nothing is opened yet.
 func (f probeFlags) probes(e etcdSettings, stepTimeout time.Duration, warn func(string)) (*probes, error) {
-	p := &probes{tracker: newTracker(f.StallTimeout, stepTimeout), warn: warn,
+	p := &probes{tracker: newTracker(time.Duration(f.StallTimeout), stepTimeout), warn: warn,
 		tls: transport.TLSInfo{CertFile: e.CertFile, KeyFile: e.KeyFile, TrustedCAFile: e.TrustedCAFile, ClientCertAuth: e.ClientCertAuth}}
 	list := f.ProbeListen
 	if list == "none" {

@@ -165,7 +165,7 @@ func TestNoProbes(t *testing.T) {
 
 // TestStalledProbes asks when there is no progress any more.
 func TestStalledProbes(t *testing.T) {
-	p, err := probeFlags{StallTimeout: time.Minute}.probes(etcdSettings{}, time.Minute, func(s string) { t.Error(s) })
+	p, err := probeFlags{StallTimeout: durationValue(time.Minute)}.probes(etcdSettings{}, time.Minute, func(s string) { t.Error(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,12 +251,7 @@ func get(client *http.Client, url string) (int, string, error) {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return strings.TrimPrefix(freeURL(t), "http://")
 }
 
 // certificates makes a certificate that is its own CA, etcd's flags for it, and a client that has it.

@@ -13,7 +13,7 @@ etcd is at hand, it is run on them before the step counts. From 3.0 on down, key
 revisions and TTLs. What v2 cannot hold is counted and refused, before anything is changed.
 
 A rollback keeps what was written since the upgrade. To have exactly what was there before it, restore the backup:
-see ` + "`etcd-migrate backup restore`" + `.`
+see ` + "`etcd-migrate backup restore --help`" + `.`
 }
 
 func (c *rollbackCmd) Run(ctx context.Context) error {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"hash/fnv"
 	"io/fs"
 	"math/rand/v2"
@@ -37,6 +36,8 @@ type scenario struct {
 	elsewhere bool
 	// failed gives the data dir the journal of a migration whose proof has failed, after which only a restore is allowed.
 	failed bool
+	// prunes says that it removes old backups.
+	prunes bool
 	// brief says that it takes too little time to be met by a kill at random.
 	brief bool
 
@@ -46,14 +47,13 @@ type scenario struct {
 	roots []string // the directories that all is in
 	first string   // what version.txt says to begin with
 
-	stages  []string // copies of the roots, one for each step to begin with
-	changes []int    // how many changes each step makes
-	shapes  []string // which they are
-	calls   []event  // all that was done
-	want    outcome
-	took    time.Duration
-	row     row
-	dice    *rand.Rand
+	stages []stage
+	kept   string  // where they are
+	calls  []event // all that was done
+	want   outcome
+	took   time.Duration
+	row    row
+	dice   *rand.Rand
 }
 
 // random gives the scenario's random numbers. They are the same ones each time unless everything is tried, because a test that
@@ -107,8 +107,6 @@ func (sc *scenario) layOut(t *testing.T) {
 	sc.first = string(version)
 }
 
-const inMemory = "/dev/shm"
-
 // quick is a place where a sync costs nothing, if there is one with room, else any. What a power cut would leave is for
 // TestWriteOrder to find; a kill leaves the same everywhere.
 func quick() string {
@@ -143,66 +141,6 @@ func (sc *scenario) backupDir() string {
 	return filepath.Join(sc.dir, "etcd-migrate/backups")
 }
 
-// open runs the command once undisturbed, and keeps what there is after each version.txt that it writes.
-func (sc *scenario) open(t *testing.T) {
-	t.Helper()
-	if sc.stages != nil {
-		return // by an earlier test
-	}
-	sc.layOut(t)
-	base := workshop.dir(t, quick())
-	stage := func() {
-		dir := filepath.Join(base, fmt.Sprintf("stage%d", len(sc.stages)))
-		for i, root := range sc.roots {
-			copyDir(t, root, filepath.Join(dir, strconv.Itoa(i)))
-		}
-		sc.stages, sc.changes, sc.shapes = append(sc.stages, dir), append(sc.changes, 0), append(sc.shapes, "")
-	}
-	stage()
-	var seen points
-	tr := tracer{
-		roots: sc.roots,
-		enter: func(c *call) action {
-			sc.calls = append(sc.calls, event{call: c})
-			if seen.one(c) {
-				sc.changes[len(sc.changes)-1]++
-				sc.shapes[len(sc.shapes)-1] += number.ReplaceAllString(c.op+" "+filepath.Base(c.to)+"\n", "N")
-			}
-			return goOn
-		},
-		exit: func(c *call, ret int64) {
-			sc.calls = append(sc.calls, event{c, true, ret})
-			if sc.stepDone(c) && ret == 0 {
-				stage()
-			}
-		},
-	}
-	sc.trace(t, &tr, sc.args, "the undisturbed run")
-	if sc.again != nil {
-		sc.run(t, sc.again, "the undisturbed run")
-	}
-	// What is after the last version.txt belongs to its step.
-	sc.changes[max(0, len(sc.changes)-2)] += sc.changes[len(sc.changes)-1]
-	sc.stages = sc.stages[:max(1, len(sc.stages)-1)]
-	sc.want = sc.outcome(t, "undisturbed")
-
-	sc.begin(t, 0)
-	began := time.Now()
-	sc.run(t, sc.args, "the undisturbed run")
-	sc.took = time.Since(began)
-	sc.run(t, sc.redo(), "the command, given twice")
-	sc.compare(t, "undisturbed")
-}
-
-// stride is 1 for a step that makes changes as no step before it does, in kind or order, and 5 for one that repeats them: of
-// a whole way most steps do, and there only every fifth change is tried, others each time.
-func (sc *scenario) stride(stage int) int {
-	if slices.Contains(sc.shapes[:stage], sc.shapes[stage]) {
-		return 5
-	}
-	return 1
-}
-
 // etcds gives which of the processes that are started are etcds that make a step: those that are stopped again.
 func (sc *scenario) etcds() (numbers []int) {
 	starts := 0
@@ -224,19 +162,6 @@ func (sc *scenario) account() {
 		sc.row.records = len(sc.content.Keys)
 	}
 	table.add(sc.row)
-}
-
-// stepDone reports whether a call ends a step.
-func (sc *scenario) stepDone(c *call) bool {
-	return c.op == "rename" && c.to == filepath.Join(sc.dir, "version.txt") && sc.args[0] != "backup"
-}
-
-// begin makes the data dir what it was at the beginning of a stage.
-func (sc *scenario) begin(t *testing.T, stage int) {
-	t.Helper()
-	for i, root := range sc.roots {
-		copyDir(t, filepath.Join(sc.stages[stage], strconv.Itoa(i)), root)
-	}
 }
 
 func (sc *scenario) redo() []string {
@@ -274,11 +199,19 @@ func (sc *scenario) compare(t *testing.T, where string) {
 	if sc.from == "" {
 		content = pathtest.Content{Read: time.Now()}
 	}
-	diffs := pathtest.Compare(content, serve(t, sc.bin(t, sc.end), sc.dir, sc.v2, flags...))
+	sc.report(t, where, pathtest.Compare(content, serve(t, sc.bin(t, sc.end), sc.dir, sc.v2, flags...)))
+}
+
+// report puts differences from what there was in the beginning into the table.
+func (sc *scenario) report(t *testing.T, where string, diffs []string) {
+	t.Helper()
 	for _, d := range diffs {
 		t.Errorf("%s: %s", where, d)
 	}
 	sc.row.lost += len(diffs)
+	if t.Failed() {
+		t.FailNow() // one account of it is enough
+	}
 }
 
 // outcome is what must be the same after any number of kills.

@@ -115,7 +115,7 @@ func scenarios(t *testing.T) []*scenario {
 		{name: "convert", from: m.v2, args: up("3.0"), end: "3.0"},
 		{name: "convert back", from: m.v3, args: back("3.0", "--target-storage", "etcd2"), end: "3.0", v2: true},
 		{name: "upgrade with a WAL dir and backups elsewhere", from: m.mid, args: up("3.5"), end: "3.5", elsewhere: true},
-		{name: "rollback that prunes backups", from: m.high, args: back("3.6", "--keep-backups", "1"), end: "3.6"},
+		{name: "rollback that prunes backups", from: m.high, args: back("3.6", "--keep-backups", "1"), end: "3.6", prunes: true},
 		{name: "restore", from: m.high, args: restore, end: "3.4", brief: true},
 		{name: "restore with a WAL dir and backups elsewhere", from: m.mid, before: up("3.5"), args: restore, end: "3.4", elsewhere: true, brief: true},
 		{name: "restore, then migrate", from: m.high, args: restore, again: up("2.2", "--allow-rollback", "--accept-loss", "not-json"), end: "2.2", brief: true},

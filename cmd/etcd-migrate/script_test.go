@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asMain) != "" {
 		main()
 	}
+	if everything {
+		inHugePages()
+	}
 	testscript.Main(withTable{m}, map[string]func(){"etcd-migrate": main, "migrate": main, "migrate-if-needed.sh": main})
 }
 

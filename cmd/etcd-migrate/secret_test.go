@@ -61,7 +61,7 @@ func TestNothingOfTheDataIsTold(t *testing.T) {
 			{0, noisy("rehearse", "3.7", "-o", "json"), "fingerprint"},
 			{0, noisy("migrate", "3.7", "-o", "json"), "migration done"},
 			{0, noisy("rollback", "3.4", "-o", "json"), "migration done"},
-			{0, append([]string{"attach-leases", "--bin-dir", set.Dir, "--ttl-keys-directory", "/"}, debug...), "had no lease"},
+			{0, append([]string{"attach-leases", "--bin-dir", set.Dir, "--ttl-keys-directory", "/"}, debug...), "without a lease"},
 			{3, noisy("rollback", "2.3", "-o", "json"), "--accept-loss=not-json"},
 			{0, noisy("rollback", "2.2", "-o", "json", allLosses), "migration done"},
 			{0, []string{"backup", "list"}, "before the migration"},
@@ -71,20 +71,22 @@ func TestNothingOfTheDataIsTold(t *testing.T) {
 			w.etcd(t, "2.3", func(s *pathtest.Server) { w.v2(t, s); w.v2Auth(t, s) })
 		}, []call{
 			{0, []string{"inspect"}, "v2-auth"},
-			{3, to("plan", "3.6"), "1 users and 1 roles"},
-			{3, noisy("migrate", "3.6"), "1 users and 1 roles"},
+			{3, to("plan", "3.6"), "1 user and 1 role"},
+			{3, noisy("migrate", "3.6"), "1 user and 1 role"},
+			{3, to("plan", "3.5"), "empty-v2"},
 			{3, noisy("migrate", "3.5"), "--v2-leftovers=discard"},
 			{0, to("plan", "3.6", "--v2-leftovers=discard", "-o", "json"), "deleted"},
 			{0, noisy("migrate", "3.6", "--v2-leftovers=discard", "-o", "json"), "migration done"},
 		}},
 		"leftovers": {func(t *testing.T, w secretWriter) {
 			w.etcd(t, "3.4", func(s *pathtest.Server) { w.v3(t, s); w.v2(t, s); w.v2Auth(t, s) }, "--enable-v2")
+			w.versionTxt(t, "3.4.31/etcd3")
 		}, []call{
-			{0, []string{"inspect"}, "are not in the v3 store"},
-			{0, []string{"inspect", "-o", "json"}, "are not in the v3 store"},
-			{3, to("plan", "3.6"), "are not in the v3 store"},
+			{0, []string{"inspect"}, "not in the v3 store"},
+			{0, []string{"inspect", "-o", "json"}, "not in the v3 store"},
+			{3, to("plan", "3.6"), "not in the v3 store"},
 			{3, noisy("migrate", "3.6"), "--show-keys"},
-			{3, noisy("rehearse", "3.6"), "are not in the v3 store"},
+			{3, noisy("rehearse", "3.6"), "not in the v3 store"},
 			{3, noisy("rollback", "2.3"), "v2-keys"},
 			{0, noisy("migrate", "3.6", "--v2-leftovers=discard", "-o", "json"), "migration done"},
 		}},
@@ -101,6 +103,7 @@ func TestNothingOfTheDataIsTold(t *testing.T) {
 			w.etcd(t, "3.0", func(s *pathtest.Server) { w.v2(t, s); w.v3(t, s) })
 			w.versionTxt(t, "3.0.17/etcd2")
 		}, []call{
+			{3, to("plan", "3.6", "-o", "json"), `"error": "the v3 store already holds`},
 			{3, noisy("migrate", "3.6"), "already holds"},
 			{0, noisy("migrate", "3.6", "--accept-loss=v3-keys", "-o", "json"), "migration done"},
 		}},

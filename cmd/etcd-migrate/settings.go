@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/dustin/go-humanize"
-
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
@@ -21,10 +19,10 @@ type dataFlags struct {
 
 // migrationFlags say what is to be done; all commands that plan take them.
 type migrationFlags struct {
-	BinDir      string `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with etcd-<version> of every minor on the way (${default})."`
-	Storage     string `group:"migration" name:"target-storage" env:"TARGET_STORAGE" placeholder:"etcd2|etcd3" help:"Which store is to hold the keys. Default: etcd3 from 3.0 on."`
-	BackupDir   string `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
-	KeepBackups int    `group:"migration" placeholder:"N" env:"KEEP_BACKUPS" help:"Remove older backups when the migration is done, so that N of each member with this data dir are left. Default: keep all."`
+	BinDir      string     `group:"migration" placeholder:"DIR" env:"BIN_DIR" default:"/usr/local/bin" help:"Directory with etcd-<version> of every minor on the way (${default})."`
+	Storage     string     `group:"migration" name:"target-storage" env:"TARGET_STORAGE" placeholder:"etcd2|etcd3" help:"Which store is to hold the keys. Default: etcd3 from 3.0 on."`
+	BackupDir   string     `group:"migration" placeholder:"DIR" env:"BACKUP_DIR" help:"Where the backup goes. Default: etcd-migrate/backups in the data dir."`
+	KeepBackups countValue `group:"migration" placeholder:"N" env:"KEEP_BACKUPS" help:"Remove older backups when the migration is done, so that N of each member with this data dir are left. Default: keep all."`
 
 	AllowRollback bool   `group:"migration" default:"${allowRollback}" negatable:"" env:"ALLOW_ROLLBACK" help:"Allow a target below the data. Without it, that is refused."`
 	Accept        string `group:"migration" name:"accept-loss" placeholder:"LOSS,…" env:"ACCEPT_LOSS" help:"Go on though something cannot be carried over: v3-keys, over-quota (etcd2 to etcd3); unfit-keys, not-utf8, not-json, v2-keys, v3-auth (back). Without it, such data is refused."`
@@ -32,16 +30,16 @@ type migrationFlags struct {
 	Leftovers string `group:"migration" name:"v2-leftovers" enum:",refuse,discard" default:"" placeholder:"refuse|discard" env:"V2_LEFTOVERS" help:"What becomes of keys and users in the v2 store that the v3 store does not have: etcd 3.6 and later do not start on them. Default: refuse."`
 
 	TTLDirectory string        `group:"migration" name:"ttl-keys-directory" placeholder:"PREFIX" env:"TTL_KEYS_DIRECTORY" help:"In a conversion from etcd2 to etcd3, keys below it that have no TTL are given one, for example /registry/events."`
-	TTL          time.Duration `group:"migration" name:"ttl" default:"1h" placeholder:"1h" env:"TTL" help:"The TTL for --ttl-keys-directory (${default})."`
+	TTL          durationValue `group:"migration" name:"ttl" default:"1h" placeholder:"1h" env:"TTL" help:"The TTL for --ttl-keys-directory (${default})."`
 
-	StepTimeout time.Duration `group:"migration" placeholder:"15m" default:"15m" env:"STEP_TIMEOUT" help:"How long one etcd may take to make its step (${default})."`
-	Quota       string        `group:"migration" name:"quota-backend-bytes" placeholder:"BYTES" env:"QUOTA_BACKEND_BYTES" help:"The quota that etcd will run with, if not its default of 2 GiB."`
+	StepTimeout durationValue `group:"migration" placeholder:"15m" default:"15m" env:"STEP_TIMEOUT" help:"How long one etcd may take to make its step (${default})."`
+	Quota       quotaValue    `group:"migration" name:"quota-backend-bytes" placeholder:"BYTES" env:"QUOTA_BACKEND_BYTES" help:"The quota that etcd will run with, if not its default of 2 GiB: 8GiB for example, or =-1 for none."`
 }
 
 // outputFlags say how the account of a migration looks.
 type outputFlags struct {
-	LogFormat string `group:"output" enum:"auto,terminal,json,text" default:"auto" env:"LOG_FORMAT" help:"terminal: an account for people. json, text: one structured line per event. auto: terminal if standard error is one, else json."`
-	LogLevel  string `group:"output" enum:"debug,info,warn,error" default:"info" env:"LOG_LEVEL" help:"The least level that is logged: debug, info, warn, error (${default})."`
+	LogFormat string     `group:"output" enum:"auto,terminal,json,text" default:"auto" env:"LOG_FORMAT" help:"terminal: an account for people. json, text: one structured line per event. auto: terminal if standard error is one, else json."`
+	LogLevel  levelValue `group:"output" placeholder:"info" default:"info" env:"LOG_LEVEL" help:"The least level that is logged: debug, info, warn, error (${default})."`
 }
 
 // etcdSettings is what a plan has to know of the etcd that will run: from dataFlags, or from etcd's own command line.
@@ -71,12 +69,8 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 	if err != nil {
 		return migrate.Request{}, err
 	}
-	if m.Quota != "" {
-		n, err := humanize.ParseBytes(m.Quota)
-		if err != nil {
-			return migrate.Request{}, usagef("--quota-backend-bytes: %w", err)
-		}
-		e.Quota = int64(n)
+	if m.Quota != 0 {
+		e.Quota = int64(m.Quota)
 	}
 	losses, err := migrate.ParseLosses(m.Accept)
 	if err != nil {
@@ -95,13 +89,13 @@ func (m migrationFlags) request(target string, e etcdSettings, extra ...binaries
 		Binaries:      have,
 		BackupDir:     m.BackupDir,
 		AllowRollback: m.AllowRollback,
-		KeepBackups:   m.KeepBackups,
+		KeepBackups:   int(m.KeepBackups),
 		AcceptLoss:    losses,
 		QuotaBytes:    e.Quota,
 		Peers:         e.Peers,
 		TTLDirectory:  m.TTLDirectory,
-		TTL:           m.TTL,
-		StepTimeout:   m.StepTimeout,
+		TTL:           time.Duration(m.TTL),
+		StepTimeout:   time.Duration(m.StepTimeout),
 		Tool:          fmt.Sprintf("etcd-migrate %s", version),
 	}, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"debug/buildinfo"
 	"encoding/json"
 	"io/fs"
 	"os"
@@ -16,7 +17,8 @@ import (
 const root = "../.."
 
 // TestReproducibleBuild builds the same sources twice, in directories with other names, with another umask, user
-// environment and time zone, and GOFLAGS that would leave traces. The bytes must be the same.
+// environment and time zone, and a GOTOOLCHAIN and GOFLAGS that would leave traces. The bytes must be the same, and come
+// from the Go that go.mod names.
 func TestReproducibleBuild(t *testing.T) {
 	if testing.Short() {
 		t.Skip("links the program twice")
@@ -25,13 +27,13 @@ func TestReproducibleBuild(t *testing.T) {
 	var builds [][]byte
 	for i, env := range [][]string{
 		{"GOFLAGS=", "TZ=UTC", "HOME=" + t.TempDir(), "USER=one"},
-		{"GOFLAGS=-buildvcs=true -ldflags=-X=main.builder=two", "TZ=Asia/Tokyo", "LANG=tr_TR.UTF-8", "USER=two", "GOROOT_FINAL=/elsewhere"},
+		{"GOFLAGS=-buildvcs=true -ldflags=-X=main.builder=two", "TZ=Asia/Tokyo", "LANG=tr_TR.UTF-8", "USER=two", "GOROOT_FINAL=/elsewhere", "GOTOOLCHAIN=local"},
 	} {
 		src := filepath.Join(t.TempDir(), []string{"a", "quite/another/place"}[i])
 		copySources(t, src)
 		cmd := exec.Command("sh", "-c", "umask "+[]string{"022", "077"}[i]+" && make -s build")
 		cmd.Dir = src
-		cmd.Env = append(append(os.Environ(), goEnv(t)...), env...)
+		cmd.Env = append(append(append(os.Environ(), "MAKEFLAGS="), goEnv(t)...), env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -43,6 +45,17 @@ func TestReproducibleBuild(t *testing.T) {
 	}
 	if !bytes.Equal(builds[0], builds[1]) {
 		t.Errorf("%d and %d bytes that are not the same", len(builds[0]), len(builds[1]))
+	}
+	info, err := buildinfo.Read(bytes.NewReader(builds[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(mod), "\ntoolchain "+info.GoVersion+"\n") {
+		t.Errorf("built by %s, which is not the toolchain of go.mod", info.GoVersion)
 	}
 	for _, trace := range []string{"quite/another/place", "builder=two"} {
 		if bytes.Contains(builds[1], []byte(trace)) {

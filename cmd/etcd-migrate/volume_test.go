@@ -7,45 +7,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
-
-// inMountNamespace runs the test once more, in a process with mounts of its own, which are gone with it. It reports
-// whether this is that process.
-func inMountNamespace(t *testing.T) bool {
-	t.Helper()
-	const there = "ETCD_MIGRATE_TEST_IN_NAMESPACE"
-	if os.Getenv(there) != "" {
-		if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-			t.Fatal(err)
-		}
-		return true
-	}
-	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), there+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, unix.EPERM) {
-		t.Skip("this user may not make mount namespaces: run it as root")
-	}
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
-	} else {
-		t.Logf("%s", out)
-	}
-	return false
-}
 
 // volume is a small file system in memory.
 type volume struct{ path string }
@@ -121,7 +88,7 @@ func fullVolume(t *testing.T) {
 			for i, start := range try {
 				v.remount(t, 0, size(1024))
 				_ = os.Remove(v.filler())
-				sc.begin(t, 0)
+				sc.begin(t, sc.stages[0])
 				const left = 64 << 10
 				starts := 0
 				tr := tracer{roots: sc.roots, enter: func(c *call) action {
@@ -146,7 +113,8 @@ func fullVolume(t *testing.T) {
 					t.Logf("%s:\n%s", where, text)
 				}
 				v.remount(t, 0, size(2048)) // it grows
-				if err := os.Remove(v.filler()); err != nil {
+				// The undisturbed run can have started an etcd once more, which had missed its own election.
+				if err := os.Remove(v.filler()); err != nil && starts >= start {
 					t.Fatal(err)
 				}
 				sc.finish(t, where)

@@ -38,7 +38,9 @@ var HashSince = versionfile.Minor{Major: 3, Minor: 4}
 
 const (
 	agreePause = 200 * time.Millisecond // between two rounds of asking
-	tries      = 25                     // rounds without wait, for a peer that is a moment behind or compacts right now
+	// patience is how long it is tried without wait: a peer may be a moment behind, compact right now, or be on its way from
+	// its private etcd to the target.
+	patience = 5 * time.Second
 )
 
 // Agreement is with whom data was compared, and found to be the same.
@@ -58,8 +60,8 @@ func (p *Peers) Agree(
 	ctx context.Context, minor versionfile.Minor, wait bool, own func(context.Context) (Hash, int64, error),
 ) (Agreement, error) {
 	var a Agreement
-	left := p.members
-	for try := 1; ; try++ {
+	left := p.Members()
+	for began := time.Now(); ; {
 		hash, revision, err := own(ctx)
 		if err != nil {
 			return a, err
@@ -68,7 +70,7 @@ func (p *Peers) Agree(
 		diverged := &DivergedError{Revision: revision, Own: hash}
 		var again []Member
 		var why []string
-		for i, s := range (&Peers{left, p.client}).Status(ctx) {
+		for i, s := range p.status(ctx, left) {
 			peer := left[i]
 			if s.Err == nil && minor.Less(s.Server.Minor()) || s.Err == nil && s.Server.Minor().Less(minor) && !wait {
 				a.Without = append(a.Without, s.String())
@@ -89,7 +91,7 @@ func (p *Peers) Agree(
 				a.With = append(a.With, peer.String())
 			case err == nil:
 				diverged.Others = append(diverged.Others, Diverged{peer, theirs})
-			case !wait && (s.Err != nil || try == tries):
+			case !wait && time.Since(began) > patience:
 				a.Without = append(a.Without, s.String())
 			default:
 				again, why = append(again, peer), append(why, fmt.Sprintf("%s: %v", peer, err))

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -53,6 +54,7 @@ func (s Status) String() string {
 
 // Peers are the other members of a cluster.
 type Peers struct {
+	mu      sync.Mutex
 	members []Member
 	client  *http.Client
 }
@@ -78,10 +80,12 @@ func New(members []Member, settings *member.Peers) (*Peers, error) {
 }
 
 // Status asks all of them at once, in the order in which they were given.
-func (p *Peers) Status(ctx context.Context) []Status {
-	all := make([]Status, len(p.members))
+func (p *Peers) Status(ctx context.Context) []Status { return p.status(ctx, p.Members()) }
+
+func (p *Peers) status(ctx context.Context, members []Member) []Status {
+	all := make([]Status, len(members))
 	var wg sync.WaitGroup
-	for i, m := range p.members {
+	for i, m := range members {
 		wg.Go(func() { all[i] = p.ask(ctx, m) })
 	}
 	wg.Wait()
@@ -126,8 +130,38 @@ func (p *Peers) ClusterID(ctx context.Context, m Member) (string, error) {
 	return "", err
 }
 
-// Members are those that New was given.
-func (p *Peers) Members() []Member { return p.members }
+// Members are those that New was given, or Update.
+func (p *Peers) Members() []Member {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.members
+}
+
+// Update takes others for the members from now on.
+func (p *Peers) Update(members []Member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.members = members
+}
+
+// List asks a member who the members of its cluster are.
+func (p *Peers) List(ctx context.Context, m Member) ([]Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var list []struct {
+		ID       uint64   `json:"id"`
+		Name     string   `json:"name"`
+		PeerURLs []string `json:"peerURLs"`
+	}
+	if err := p.get(ctx, m, "/members", nil, &list); err != nil {
+		return nil, err
+	}
+	var members []Member
+	for _, v := range list {
+		members = append(members, Member{ID: strconv.FormatUint(v.ID, 16), Name: v.Name, PeerURLs: v.PeerURLs})
+	}
+	return members, nil
+}
 
 // Hash is the digest of a member's v3 store at a revision.
 type Hash struct {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,22 +22,36 @@ import (
 // MarksV2 is the hidden directory of the v2 store in which a V2Board keeps its marks.
 const MarksV2 = "_etcd-migrate"
 
-// V2Board keeps marks as keys of the v2 store, for which etcd 3.4 and 3.5 need Config.V2. A mark's value is the time at
-// which it was set, in RFC 3339.
+// V2Board keeps marks as keys of the v2 store, for which etcd 3.4 and 3.5 need Config.V2. What such a key holds is the time at
+// which it was set, in RFC 3339, and the mark's value.
 type V2Board struct{ Etcd *Etcd }
 
-// Has asks this member, which may be a moment behind the others.
-func (b V2Board) Has(ctx context.Context, mark string) (there bool, err error) {
+// ParseMarkV2 reads what a V2Board has written.
+func ParseMarkV2(content string) (at time.Time, value int64, err error) {
+	first, second, _ := strings.Cut(content, " ")
+	if at, err = time.Parse(time.RFC3339Nano, first); err == nil {
+		value, err = strconv.ParseInt(second, 10, 64)
+	}
+	return at, value, err
+}
+
+// Get asks this member, which may be a moment behind the others.
+func (b V2Board) Get(ctx context.Context, mark string) (value int64, err error) {
+	var content string
 	err = b.do(ctx, http.MethodGet, mark, nil, func(a *answer) bool {
-		there = a.status == http.StatusOK
-		return there || a.notFound()
+		content = a.Node.Value
+		return a.status == http.StatusOK || a.notFound()
 	})
-	return there, err
+	if err == nil && content != "" {
+		_, value, err = ParseMarkV2(content)
+	}
+	return value, err
 }
 
 // Set keeps a mark that is there as it is.
-func (b V2Board) Set(ctx context.Context, mark string) error {
-	query := url.Values{"value": {time.Now().UTC().Format(time.RFC3339Nano)}, "prevExist": {"false"}}
+func (b V2Board) Set(ctx context.Context, mark string, value int64) error {
+	content := fmt.Sprintf("%s %d", time.Now().UTC().Format(time.RFC3339Nano), value)
+	query := url.Values{"value": {content}, "prevExist": {"false"}}
 	return b.do(ctx, http.MethodPut, mark, query, func(a *answer) bool {
 		return a.status == http.StatusCreated || a.status == http.StatusPreconditionFailed
 	})
@@ -70,37 +85,41 @@ func (b V2Board) do(ctx context.Context, method, mark string, query url.Values, 
 	return nil
 }
 
-// LeaseBoard keeps marks as leases without keys, which leave no trace in the keys or in their revisions. Etcd 3.0 has no
-// v3 API here.
+// LeaseBoard keeps marks as leases without keys, which leave no trace in the keys or in their revisions. A mark's value is how
+// many seconds more than marksTTL its lease is granted for. Etcd 3.0 has no v3 API here.
 type LeaseBoard struct {
 	Etcd *Etcd
 	// ID gives a mark's lease.
 	ID func(mark string) int64
 }
 
-// marksTTL is how long a mark stands, in seconds. An attempt that is given up must not leave them for good.
-const marksTTL = 3600
+// marksTTL is how long a mark stands at least, in seconds: longer than members wait for each other. An attempt that is given up
+// must not leave them for good.
+const marksTTL = 7 * 24 * 3600
 
-// Has asks the leader, through this member.
-func (b LeaseBoard) Has(ctx context.Context, mark string) (there bool, err error) {
+// MarkOfLease gives the value of the mark whose lease was granted for so many seconds.
+func MarkOfLease(ttl int64) int64 { return ttl - marksTTL }
+
+// Get asks the leader, through this member.
+func (b LeaseBoard) Get(ctx context.Context, mark string) (value int64, err error) {
 	err = b.do(ctx, "ask for the mark "+mark, func(ctx context.Context, c *clientv3.Client) error {
 		res, err := c.TimeToLive(ctx, clientv3.LeaseID(b.ID(mark)))
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-			there = false
+			value = 0
 			return nil
 		}
-		if err == nil {
-			there = res.TTL > 0
+		if err == nil && res.TTL > 0 {
+			value = MarkOfLease(res.GrantedTTL)
 		}
 		return err
 	})
-	return there, err
+	return value, err
 }
 
 // Set grants the mark's lease.
-func (b LeaseBoard) Set(ctx context.Context, mark string) error {
+func (b LeaseBoard) Set(ctx context.Context, mark string, value int64) error {
 	return b.do(ctx, "set the mark "+mark, func(ctx context.Context, c *clientv3.Client) error {
-		_, err := etcdserverpb.NewLeaseClient(c.ActiveConnection()).LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{ID: b.ID(mark), TTL: marksTTL})
+		_, err := etcdserverpb.NewLeaseClient(c.ActiveConnection()).LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{ID: b.ID(mark), TTL: marksTTL + value})
 		switch {
 		case err == nil, strings.Contains(err.Error(), "lease already exists"):
 			return nil

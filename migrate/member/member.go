@@ -52,11 +52,14 @@ type Config struct {
 	// 10,000 or 100,000. ForceSnapshot needs one more write than this number. Small numbers also make etcd write
 	// snapshots while it starts, each of them as large as the v2 store.
 	SnapshotCount uint64
-	// QuotaBytes is the db size from which on etcd 3.0 and newer refuses writes, 0 for etcd's default of 2 GiB. 2.x has
-	// no such limit.
+	// QuotaBytes is the db size from which on etcd 3.0 and newer refuses writes, 0 for etcd's default of 2 GiB, below 0 for
+	// none. 2.x has no such limit.
 	QuotaBytes int64
 	// V2 says that the v2 API is needed: see EmptyV2. Without it, 3.4 and 3.5 do not serve it; 3.6 and 3.7 never do.
 	V2 bool
+
+	// Impatient makes Ready give ErrMissed where it would wait 4 s for what a new start brings at once.
+	Impatient bool
 
 	// Credential is the user and groups that etcd runs as, nil for our own.
 	Credential *syscall.Credential
@@ -66,6 +69,8 @@ type Config struct {
 	// Printed, if set, is called with the number of lines that etcd has printed, each time it has printed more: a sign of
 	// life. It is called from a goroutine of its own, and for the last time before Stop returns or Start gives an error.
 	Printed func(lines int64)
+	// Ended, if set, is called with the most memory that etcd has taken, in bytes, when it has ended. It is called as Printed is.
+	Ended func(peakMemory int64)
 }
 
 func (c *Config) check() error {
@@ -114,7 +119,8 @@ type Etcd struct {
 	mu       sync.Mutex // guards what follows
 	port     int        // of the client listener
 	process  *os.Process
-	answered bool // since it first did, the port is its own
+	launched time.Time
+	answered time.Time // when it first did, the port is its own; zero before
 	stopping bool
 	killed   time.Duration // how long Stop waited before it killed, 0 if it did not
 	v3       *clientv3.Client

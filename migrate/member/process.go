@@ -72,7 +72,7 @@ func (e *Etcd) launch() (*exec.Cmd, error) {
 	if err := startWithSignals(cmd); err != nil {
 		return nil, err
 	}
-	e.process = cmd.Process
+	e.process, e.launched = cmd.Process, time.Now()
 	e.cfg.Log.Debug("private etcd started", "release", e.cfg.Release, "pid", cmd.Process.Pid, "dataDir", e.cfg.DataDir)
 	return cmd, nil
 }
@@ -82,6 +82,9 @@ func (e *Etcd) wait(cmd *exec.Cmd) error {
 	err := cmd.Wait()
 	if cmd.ProcessState == nil {
 		return fmt.Errorf("wait for etcd %s: %w", e.cfg.Release, err)
+	}
+	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok && e.cfg.Ended != nil {
+		e.cfg.Ended(usage.Maxrss * 1024)
 	}
 	e.mu.Lock()
 	stopping, killed := e.stopping, e.killed
@@ -106,7 +109,7 @@ func (e *Etcd) wait(cmd *exec.Cmd) error {
 func (e *Etcd) lostPort() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return !e.answered && bytes.Contains(e.output.bytes(), []byte("address already in use"))
+	return e.answered.IsZero() && bytes.Contains(e.output.bytes(), []byte("address already in use"))
 }
 
 // freePort finds a loopback port that nobody listens on now. Somebody else can still take it before etcd does.
@@ -162,7 +165,7 @@ func (c *Config) args(port int) []string {
 	if c.SnapshotCount > 0 {
 		args = append(args, fmt.Sprintf("--snapshot-count=%d", c.SnapshotCount))
 	}
-	if c.QuotaBytes > 0 && c.Release.Minor().AtLeast(3, 0) {
+	if c.QuotaBytes != 0 && c.Release.Minor().AtLeast(3, 0) {
 		args = append(args, fmt.Sprintf("--quota-backend-bytes=%d", c.QuotaBytes))
 	}
 	if c.V2 && c.Release.Minor().AtLeast(3, 4) {

@@ -279,7 +279,7 @@ func TestPortTaken(t *testing.T) {
 	if !e.lostPort() {
 		t.Error("it did not lose its port")
 	}
-	if e.answered = true; e.lostPort() {
+	if e.answered = time.Now(); e.lostPort() {
 		t.Error("it lost a port that it already had")
 	}
 

@@ -97,10 +97,31 @@ func (e *Etcd) takenOver(ctx context.Context) error {
 	}
 	r, err := versionfile.ParseRelease(cluster)
 	if err != nil || r.Minor() != e.cfg.Release.Minor() {
+		if e.missed() {
+			return finalError{ErrMissed}
+		}
 		return fmt.Errorf("cluster version is %q, not yet %s", cluster, e.cfg.Release.Minor())
 	}
 	return e.proveWrite(ctx)
 }
+
+// ErrMissed says that the etcd has not noticed that it has been elected: it waits for the news in a goroutine that it starts beside
+// the one that has itself elected, which here takes a few milliseconds. It looks again every 4 s, and then raises the cluster
+// version. One that is stopped and started again has hardly ever missed it again.
+var ErrMissed = errors.New("it has missed its own election")
+
+// missed reports whether the etcd would have raised the cluster version by now, going by how long it took to answer at all. It answers
+// when it has been elected and has written to the log, from 3.0 on. One that took long for that takes as long at another start.
+func (e *Etcd) missed() bool {
+	const quick, sure = time.Second, 200 * time.Millisecond
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	took := e.answered.Sub(e.launched)
+	return e.cfg.Impatient && !e.cfg.Release.Minor().Less(v3Since) && took < quick && time.Since(e.answered) > max(sure, took)
+}
+
+// v3Since is the first minor that answers no client before it is ready.
+var v3Since = versionfile.Minor{Major: 3, Minor: 0}
 
 // takesPart says what is missing until the etcd takes part in its cluster.
 func (e *Etcd) takesPart(ctx context.Context) error {
@@ -160,7 +181,9 @@ func (e *Etcd) version(ctx context.Context) (server, cluster string, err error) 
 		return "", "", err
 	}
 	e.mu.Lock()
-	e.answered = true
+	if e.answered.IsZero() {
+		e.answered = time.Now()
+	}
 	e.mu.Unlock()
 	return v.Server, v.Cluster, nil
 }

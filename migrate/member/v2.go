@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 )
 
 // absentKey is a key of the v2 store that nobody has.
@@ -21,6 +22,7 @@ type answer struct {
 	ErrorCode int    `json:"errorCode"`
 	Message   string `json:"message"`
 	Node      struct {
+		Value string `json:"value"`
 		Nodes []struct {
 			Key string `json:"key"`
 		} `json:"nodes"`
@@ -109,8 +111,9 @@ func (e *Etcd) committedV2(ctx context.Context) (uint64, error) {
 }
 
 // EmptyV2 deletes the given names of the v2 store's top level with all below them, and proves that nothing is left: no
-// other name, and none of these. The names come without a slash. Names that are not there are no error. Hidden names,
-// those that begin with an underscore, are not listed by etcd, so only the caller can know all of them.
+// other name, and none of these. The names come without a slash. Names that are not there are no error, and nothing is then
+// written to the log: another member may have emptied the store already and run 3.6, which panics on entries of the v2 API.
+// Hidden names, those that begin with an underscore, are not listed by etcd, so only the caller can know all of them.
 //
 // The store is empty on disk only after a raft snapshot: see ForceSnapshot. On 3.4 and 3.5 it needs Config.V2.
 func (e *Etcd) EmptyV2(ctx context.Context, topLevel []string) error {
@@ -120,51 +123,85 @@ func (e *Etcd) EmptyV2(ctx context.Context, topLevel []string) error {
 	}
 	ctx, done := e.whileRunning(ctx)
 	defer done()
+	if slices.ContainsFunc(topLevel, func(name string) bool { return name == "" || name == "." || name == ".." }) {
+		return errors.New("empty the v2 store: no such name can exist")
+	}
 	for i, name := range topLevel {
 		if err := e.deleteV2(ctx, name); err != nil {
 			return e.explain(ctx, fmt.Sprintf("delete name %d of the %d at the top of the v2 store", i+1, len(topLevel)), err)
 		}
 	}
-	// Other members of the cluster may be on their way to the next minor, and then there is no leader for a moment.
-	var a *answer
-	err := insist(ctx, func(ctx context.Context) (err error) {
-		a, err = e.v2(ctx, http.MethodGet, "", url.Values{"quorum": {"true"}})
-		switch {
-		case err != nil || a.status == http.StatusOK:
-			return err
-		case a.status < http.StatusInternalServerError:
-			return finalError{a.err()}
+	var left int
+	err := insist(ctx, func(ctx context.Context) error {
+		root, err := e.getV2(ctx, "")
+		if err == nil {
+			left = len(root.Node.Nodes)
 		}
-		return a.err()
+		return err
 	})
 	if err != nil {
 		return e.explain(ctx, "list the v2 store", err)
 	}
-	if n := len(a.Node.Nodes); n > 0 {
-		return fmt.Errorf("empty the v2 store: %d names are left", n)
+	if left > 0 {
+		return fmt.Errorf("empty the v2 store: %d names are left", left)
 	}
 	return nil
 }
 
-// deleteV2 deletes a name until it is not there. A large subtree can take longer than etcd waits for its own answer, and
-// then the next try finds out what became of it.
+// deleteV2 deletes a name with all below it, if it is there. A large subtree can take longer than etcd waits for its own answer,
+// and then the next try finds out what became of it.
 func (e *Etcd) deleteV2(ctx context.Context, name string) error {
-	if name == "" || name == "." || name == ".." {
-		return errors.New("no such name can exist")
-	}
-	return insist(ctx, func(ctx context.Context) error {
-		a, err := e.v2(ctx, http.MethodDelete, name, url.Values{"recursive": {"true"}})
-		if err == nil && a.status == http.StatusOK {
-			a, err = e.v2(ctx, http.MethodGet, name, url.Values{"quorum": {"true"}})
-		}
-		switch {
-		case err != nil:
-			return err
-		case a.notFound():
-			return nil
-		case a.status < http.StatusInternalServerError:
-			return finalError{a.err()}
-		}
-		return a.err()
+	return e.deleteIfPresent(ctx, func(ctx context.Context) (bool, error) {
+		a, err := e.getV2(ctx, name)
+		return err == nil && !a.notFound(), err
+	}, func(ctx context.Context) error {
+		_, err := e.requestV2(ctx, http.MethodDelete, name, url.Values{"recursive": {"true"}})
+		return err
 	})
+}
+
+// deleteIfPresent deletes until what it is about is not there any more. It looks without an entry in the log, as far as this
+// member knows, and just before it deletes: entries of the v2 API end the etcds of members that run 3.6 already, and one that
+// does has deleted all of it. The caller has made a write before, and so knows what the others had done until then. After a
+// try that failed, which can be for the want of a leader because one of them has left for 3.6, that write is made again.
+func (e *Etcd) deleteIfPresent(ctx context.Context, present func(context.Context) (bool, error), remove func(context.Context) error) error {
+	again := false
+	return insist(ctx, func(ctx context.Context) error {
+		if again {
+			if err := e.write(ctx); err != nil {
+				return err
+			}
+		}
+		again = true
+		if there, err := present(ctx); err != nil || !there {
+			return err
+		}
+		if err := remove(ctx); err != nil {
+			return err
+		}
+		there, err := present(ctx)
+		if err == nil && there {
+			err = errors.New("it is still there")
+		}
+		return err
+	})
+}
+
+// getV2 asks for a name, as far as this member knows: without an entry in the log.
+func (e *Etcd) getV2(ctx context.Context, name string) (*answer, error) {
+	return e.requestV2(ctx, http.MethodGet, name, nil)
+}
+
+// requestV2 gives only what says that the name is there or not.
+func (e *Etcd) requestV2(ctx context.Context, method, name string, query url.Values) (*answer, error) {
+	a, err := e.v2(ctx, method, name, query)
+	switch {
+	case err != nil:
+		return nil, err
+	case a.status == http.StatusOK, a.notFound():
+		return a, nil
+	case a.status < http.StatusInternalServerError:
+		return nil, finalError{a.err()}
+	}
+	return nil, a.err()
 }

@@ -8,7 +8,7 @@ import (
 )
 
 // EmptyV2Auth deletes the given users and roles of the v2 API's authentication, which must be disabled. Those that are
-// not there are no error. What EmptyV2 says of the disk and of Config.V2 holds here, too.
+// not there are no error, and nothing is then written to the log. What EmptyV2 says of the disk and of Config.V2 holds here, too.
 func (e *Etcd) EmptyV2Auth(ctx context.Context, users, roles []string) error {
 	ctx, done := e.whileRunning(ctx)
 	defer done()
@@ -17,8 +17,7 @@ func (e *Etcd) EmptyV2Auth(ctx context.Context, users, roles []string) error {
 		names []string
 	}{{"users", users}, {"roles", roles}} {
 		for i, name := range kind.names {
-			err := insist(ctx, func(ctx context.Context) error { return e.deleteV2Auth(ctx, kind.name, name) })
-			if err != nil {
+			if err := e.deleteV2Auth(ctx, kind.name, name); err != nil {
 				return e.explain(ctx, fmt.Sprintf("delete %d of the %d %s of the v2 API", i+1, len(kind.names), kind.name), err)
 			}
 		}
@@ -26,21 +25,34 @@ func (e *Etcd) EmptyV2Auth(ctx context.Context, users, roles []string) error {
 	return nil
 }
 
+// deleteV2Auth deletes a user or role, if it is there.
 func (e *Etcd) deleteV2Auth(ctx context.Context, kind, name string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, e.url()+"/v2/auth/"+kind+"/"+url.PathEscape(name), nil)
-	if err != nil {
+	return e.deleteIfPresent(ctx, func(ctx context.Context) (bool, error) {
+		return e.v2Auth(ctx, http.MethodGet, kind, name)
+	}, func(ctx context.Context) error {
+		_, err := e.v2Auth(ctx, http.MethodDelete, kind, name)
 		return err
+	})
+}
+
+// v2Auth makes a request for a user or role, and reports whether it is there.
+func (e *Etcd) v2Auth(ctx context.Context, method, kind, name string) (present bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, e.url()+"/v2/auth/"+kind+"/"+url.PathEscape(name), nil)
+	if err != nil {
+		return false, err
 	}
 	res, err := e.client.Do(req)
 	if err != nil {
-		return withoutURL(err)
+		return false, withoutURL(err)
 	}
 	defer res.Body.Close()
 	switch {
-	case res.StatusCode == http.StatusOK, res.StatusCode == http.StatusNotFound:
-		return nil
+	case res.StatusCode == http.StatusOK:
+		return true, nil
+	case res.StatusCode == http.StatusNotFound:
+		return false, nil
 	case res.StatusCode < http.StatusInternalServerError:
-		return finalError{fmt.Errorf("it answers %s", res.Status)}
+		return false, finalError{fmt.Errorf("it answers %s", res.Status)}
 	}
-	return fmt.Errorf("it answers %s", res.Status)
+	return false, fmt.Errorf("it answers %s", res.Status)
 }

@@ -90,7 +90,7 @@ func (b *bench) grown(ctx context.Context, target string, l load, fill func(cont
 		if err != nil {
 			return c, err
 		}
-		steps = append(steps, sample{r.seconds(step), float64(r.PeakMemoryBytes) / (1 << 20)})
+		steps = append(steps, sample{seconds: r.seconds(step), rssMiB: float64(r.PeakMemoryBytes) / (1 << 20)})
 		wholes = append(wholes, sample{seconds: r.Seconds})
 		if step != "upgrade" {
 			continue

@@ -49,7 +49,7 @@ func (b *bench) convert(ctx context.Context, keys, size, ttls int) error {
 				return sample{}, err
 			}
 			stage = append(stage, sample{seconds: r.seconds("convert", "empty-v2")})
-			return sample{r.seconds("convert"), float64(r.PeakMemoryBytes) / (1 << 20)}, os.RemoveAll(work)
+			return sample{seconds: r.seconds("convert"), rssMiB: float64(r.PeakMemoryBytes) / (1 << 20)}, os.RemoveAll(work)
 		},
 		func() (sample, error) {
 			work, err := b.copyDir(dir)
