@@ -53,6 +53,8 @@ type journal struct {
 	Leases bool `json:"leases,omitempty"`
 	// Failed says what was found missing or changed after a step. Nothing but a restore goes on from there.
 	Failed string `json:"failed,omitempty"`
+	// Diverged says that it is another member's data that is not the same.
+	Diverged bool `json:"diverged,omitempty"`
 }
 
 func journalPath(l datadir.Layout) string { return filepath.Join(l.WorkDir(), JournalName) }
@@ -168,7 +170,15 @@ func (m *Migrator) checkLost(j *journal, now *keyspace.Fingerprint) error {
 // journalRefusal is the error for a journal with a failed proof.
 func (m *Migrator) journalRefusal(j *journal) *Error {
 	return &Error{Kind: Refused, Op: "look at the earlier run", Err: errors.New(j.Failed), Backup: j.Backup,
-		Hint: failedHint(m.layout, j.Backup, j.Several)}
+		Hint: j.failedHint(m.layout)}
+}
+
+// failedHint is what to do about Failed.
+func (j *journal) failedHint(l datadir.Layout) string {
+	if j.Diverged {
+		return divergedHint
+	}
+	return failedHint(l, j.Backup, j.Several)
 }
 
 // useBackup notes in the journal which backup is the one from before the first step. Before that, version.txt is corrected:

@@ -264,6 +264,7 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 	var diverged *cluster.DivergedError
 	if errors.As(err, &diverged) {
 		diverged.Self = clusterMember(m.st.Member)
+		err = m.rememberDiverged(err)
 		select { // the others must be able to find out, too
 		case <-ctx.Done():
 		case <-etcd.Exited():
@@ -275,6 +276,22 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 	}
 	m.agreed, m.agreement = true, &a
 	return m.noteCompared(true)
+}
+
+// rememberDiverged makes every later run refuse before it starts an etcd. Those of the steps write a raft snapshot after a few
+// entries, and a member that is started a moment after the others gets the leader's: each start would put the data of one member
+// in the place of another one's, the wrong as well as the right, until they are the same. In a rolling upgrade clients write, so
+// no backup may be restored, and each start compares anew.
+func (m *Migrator) rememberDiverged(diverged error) error {
+	if !m.together {
+		return diverged
+	}
+	j, err := m.ownJournal()
+	if err != nil {
+		return errors.Join(diverged, err)
+	}
+	j.Failed, j.Diverged = diverged.Error(), true
+	return errors.Join(diverged, datadir.WriteJSON(journalPath(m.layout), j))
 }
 
 // mayReplicate reports whether the step is likely to have brought writes of other members: the first one, in which a member
@@ -324,8 +341,9 @@ func (m *Migrator) noteJoinedBefore() {
 }
 
 // divergedHint says what to do about members whose data is not the same.
-const divergedHint = "find out which members are right (`etcdctl endpoint hashkv` on each, started alone on a copy of its data dir), restore the " +
-	"data dirs from the backups, remove the member that is wrong with `etcdctl member remove` and add it anew with an empty data dir"
+const divergedHint = "find out which members are right (`etcdutl hashkv` of 3.6 or later on the db in each one's backup), restore the backups of all " +
+	"of them with `etcd-migrate backup restore`, start the etcds of those that are right, remove the member that is wrong with " +
+	"`etcdctl member remove` and add it anew with an empty data dir: see docs/ha.md"
 
 // severalFailedHint is for a failed proof: one member of several must not go back by itself.
 const severalFailedHint = "remove this member with `etcdctl member remove` and add it anew with an empty data dir, if the others are well; or stop all " +

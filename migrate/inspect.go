@@ -94,7 +94,7 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 			journalUnreadable(l, l.BackupsDir("")))
 	case j != nil:
 		if j.Failed != "" {
-			st.block("proof-failed", fmt.Sprintf("a proof of an earlier run has failed, which began with the backup %s: %s", j.Backup, j.Failed), failedHint(l, j.Backup, j.Several))
+			st.block("proof-failed", fmt.Sprintf("a proof of an earlier run has failed, which began with the backup %s: %s", j.Backup, j.Failed), j.failedHint(l))
 		}
 		st.left, st.uncompared, st.unrun = j.Left != nil, j.Uncompared, j.Unrun
 		st.converted, st.convertedRevision = j.Converted > 0, j.ConvertedRevision

@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	bolt "go.etcd.io/bbolt"
-
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -90,49 +88,6 @@ func TestClusterMemberMissing(t *testing.T) {
 		c.start(m, "3.7")
 	}
 	c.arrived("3.7")
-}
-
-// TestClusterDiverged: members whose data is not the same are named by each of them, and never serve, however often they are
-// started again: after the first time, their data is at the target already.
-func TestClusterDiverged(t *testing.T) {
-	t.Parallel()
-	c := newCluster(t, 3)
-	servers := c.boot("3.5")
-	client := c.serving(c.members[0], time.Minute)
-	for i := range 20 { // without TTLs: what is written by their end can bring the member a snapshot, which mends it
-		_, err := client.Put(t.Context(), fmt.Sprintf("/k%d", i), "value")
-		must(t, err)
-	}
-	for _, s := range servers {
-		must(t, s.Stop())
-	}
-	db, err := bolt.Open(filepath.Join(c.members[2].dir, "member", "snap", "db"), 0o600, nil)
-	must(t, err)
-	must(t, db.Update(func(tx *bolt.Tx) error {
-		b := tx.Bucket([]byte("key"))
-		k, v := b.Cursor().First()
-		v = append([]byte{}, v...)
-		v[len(v)-1] ^= 1 // the last byte of its value
-		return b.Put(append([]byte{}, k...), v)
-	}))
-	must(t, db.Close())
-	const rounds = 4 // 3.6, 3.7, and twice with nothing left to do
-	for round := range rounds {
-		for _, m := range c.members {
-			c.start(m, "3.7", "--step-timeout=20s")
-		}
-		for _, m := range c.members {
-			log := c.fails(m, exitFailed)
-			if round < rounds-1 {
-				continue // it may have been left without a quorum by one that has found it out before
-			}
-			for _, says := range []string{"is not the same at revision", "m3 (member"} {
-				if !strings.Contains(log, says) {
-					t.Errorf("%s never says %q: %s", m.name, says, log)
-				}
-			}
-		}
-	}
 }
 
 // TestClusterRemovedMember: a member that was removed while it was down says so.
