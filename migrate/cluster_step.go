@@ -341,7 +341,7 @@ func (m *Migrator) noteJoinedBefore() {
 }
 
 // divergedHint says what to do about members whose data is not the same.
-const divergedHint = "find out which members are right (`etcdutl hashkv` of 3.6 or later on the db in each one's backup), restore the backups of all " +
+const divergedHint = "find out which members are right (`etcdutl hashkv` of 3.6 or later on a copy of the db in each one's backup), restore the backups of all " +
 	"of them with `etcd-migrate backup restore`, start the etcds of those that are right, remove the member that is wrong with " +
 	"`etcdctl member remove` and add it anew with an empty data dir: see docs/ha.md"
 
