@@ -34,8 +34,10 @@ type journal struct {
 	// Converted is the raft entry at which a member of several has converted its v2 store, from then on until the others
 	// have, too.
 	Converted uint64 `json:"converted,omitempty"`
-	// ConvertedRevision is the v3 store's revision after that, at which it holds nothing but what was converted.
-	ConvertedRevision int64 `json:"convertedRevision,omitempty"`
+	// ConvertedRevision and ConvertedPermanent tell the db that a conversion has put into place, or was about to. While no record
+	// is newer, it holds nothing but what was converted.
+	ConvertedRevision  int64  `json:"convertedRevision,omitempty"`
+	ConvertedPermanent string `json:"convertedPermanent,omitempty"`
 	// Left is where a member of several leaves its cluster's log in a rollback.
 	Left *leaving `json:"left,omitempty"`
 	// Several says that the member is one of several.
@@ -94,10 +96,10 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 		Storage: m.st.Version.Storage, Revision: m.revision(), Leases: m.leases, Foreign: foreign,
 		Several: m.st.several(), Together: m.together, Uncompared: m.st.uncompared}
 	if earlier != nil && m.st.several() {
-		j.Converted, j.ConvertedRevision, j.Left = earlier.Converted, earlier.ConvertedRevision, earlier.Left // what the members have agreed on stands
+		j.Converted, j.Left = earlier.Converted, earlier.Left // what the members have agreed on stands
 	}
 	if earlier != nil {
-		j.Unrun = earlier.Unrun
+		j.Unrun, j.ConvertedRevision, j.ConvertedPermanent = earlier.Unrun, earlier.ConvertedRevision, earlier.ConvertedPermanent
 	}
 	if half { // then the backup may be whole, and only the journal does not have it
 		b, found, err := m.layout.UnchangedSince(dir)

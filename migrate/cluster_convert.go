@@ -81,7 +81,10 @@ func (m *Migrator) convertTogether(ctx context.Context, s Step) error {
 			if err := m.convertAt(ctx, d); err != nil {
 				return err
 			}
-			j.Converted, j.ConvertedRevision, attempt = d.Index, m.report.Conversion.Revision, d.Attempt
+			if j, err = m.ownJournal(); err != nil { // with what convertAt has noted
+				return err
+			}
+			j.Converted, attempt = d.Index, d.Attempt
 			if err := datadir.WriteJSON(journalPath(m.layout), j); err != nil {
 				return err
 			}
@@ -185,12 +188,12 @@ func (m *Migrator) convertAt(ctx context.Context, d cluster.Decision) error {
 	p := m.conversion(data)
 	p.LogEnd = p.RaftIndex
 	p.RaftIndex, p.RaftTerm, p.Now = d.Index, d.Term, d.At
-	p.Progress = m.progress("convert", "records")
+	p.Progress, p.Publish = m.progress("convert", UnitRecords), m.noteMade
 	report, err := convert.ToV3(ctx, p)
 	if err != nil {
 		return err
 	}
 	m.report.Conversion = &report
-	m.st.converted, m.st.convertedRevision, m.st.V3.Revision = true, report.Revision, report.Revision
+	m.st.converted, m.st.V3.Revision = true, report.Revision
 	return nil
 }

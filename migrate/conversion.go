@@ -40,9 +40,6 @@ func (m *Migrator) accepted() []convert.Loss {
 	if m.V2Leftovers == LeftoversDiscard {
 		accepted = append(accepted, convert.LossV2Auth)
 	}
-	if m.st.converted && m.st.V3.Revision == m.st.convertedRevision {
-		accepted = append(accepted, convert.LossV3Keys) // they are what was converted before the members agreed anew
-	}
 	return accepted
 }
 
@@ -53,7 +50,7 @@ func (m *Migrator) conversion(data *contents) convert.Params {
 		// by the time of the conversion itself.
 		RaftIndex: data.summary.HardState.Commit + uint64(data.summary.Uncommitted),
 		Tree:      data.tree, RaftTerm: data.summary.LastTerm,
-		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.accepted(),
+		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.accepted(), Earlier: m.st.made,
 		TTLDirectory: m.TTLDirectory, TTL: m.TTL,
 	}
 }
@@ -68,13 +65,25 @@ func (m *Migrator) convert(ctx context.Context, s Step) error {
 		return err
 	}
 	p := m.conversion(data)
-	p.Progress = m.progress("convert", UnitRecords)
+	p.Progress, p.Publish = m.progress("convert", UnitRecords), m.noteMade
 	report, err := convert.ToV3(ctx, p)
 	if err != nil {
 		return err
 	}
 	m.report.Conversion = &report
 	return nil
+}
+
+// noteMade notes what the v3 store is about to be. If the run is killed before the conversion counts, an etcd may serve the v2
+// store again, and then the records of the v3 store are others than those of the next conversion.
+func (m *Migrator) noteMade(made convert.Made) error {
+	j, err := m.ownJournal()
+	if err != nil {
+		return err
+	}
+	m.st.made = made
+	j.ConvertedRevision, j.ConvertedPermanent = made.Revision, made.Permanent
+	return datadir.WriteJSON(journalPath(m.layout), j)
 }
 
 // checkConversion refuses what the conversion would refuse later on, before the first step: nothing that an etcd does on

@@ -3,6 +3,7 @@ package migrate
 import (
 	"fmt"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -46,9 +47,10 @@ type State struct {
 	uncompared bool
 	// unrun is the minor that an earlier run has made the data one of, or was about to, and whose etcd has not run on it.
 	unrun string
-	// converted says that a member of several has converted its v2 store, at which the v3 store was at convertedRevision.
-	converted         bool
-	convertedRevision int64
+	// converted says that a member of several has converted its v2 store.
+	converted bool
+	// made is what a conversion has put into the place of the v3 store, or was about to.
+	made convert.Made
 	// convertedBack says that a rollback to the v2 store is under way.
 	convertedBack bool
 }

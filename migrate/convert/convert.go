@@ -47,8 +47,20 @@ type Params struct {
 	TTL          time.Duration
 	// AcceptLoss names what may be lost.
 	AcceptLoss []Loss
+	// Earlier is what an earlier conversion has put into place, or was about to, before an etcd served the v2 store again; the
+	// zero value if there was none. A v3 store that nobody has written to since may be replaced.
+	Earlier Made
+	// Publish, if set, is told what the new db is when it is proven and before it takes its place, which it does not after
+	// an error.
+	Publish func(Made) error
 	// Progress, if set, is called every few thousand records, which are counted once when written and once when proven.
 	Progress func(done, total int64)
+}
+
+// Made tells a db that a conversion has made.
+type Made struct {
+	Revision  int64  // of the v3 store
+	Permanent string // keyspace.Fingerprint.Permanent of its records
 }
 
 // Report is what a conversion did.
@@ -123,6 +135,7 @@ type conversion struct {
 
 	old     *keyspace.DB // nil if there is none; open for as long as the conversion lasts, to keep etcds out
 	oldInfo keyspace.V3Info
+	again   bool // it is Earlier's
 
 	revision int64
 }
@@ -140,7 +153,17 @@ func prepare(p Params) (*conversion, error) {
 		c.close()
 		return nil, err
 	}
-	c.revision = max(int64(p.Tree.Index()), c.oldInfo.Revision, 1) // an empty v3 store is at revision 1
+	again, err := c.isEarlier()
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	c.again = again
+	was := c.oldInfo.Revision
+	if c.again {
+		was = c.Earlier.Revision // leases that have ended since have raised it, and no other member's of the same cluster
+	}
+	c.revision = max(int64(p.Tree.Index()), was, 1) // an empty v3 store is at revision 1
 	if n := len(c.records); n > 0 {
 		c.revision = max(c.revision, c.records[n-1].modified)
 	}
@@ -163,6 +186,23 @@ func (c *conversion) openOld() (err error) {
 			c.oldInfo.ConsistentIndex, end)
 	}
 	return nil
+}
+
+// isEarlier reports whether the existing db holds what the earlier conversion has made, less what was deleted since, and nothing else.
+func (c *conversion) isEarlier() (bool, error) {
+	if c.old == nil || c.Earlier.Permanent == "" {
+		return false, nil
+	}
+	old, err := keyspace.FingerprintDB(c.old)
+	if err != nil || old.Permanent() != c.Earlier.Permanent {
+		return false, err
+	}
+	since := false
+	err = c.old.Each(func(r keyspace.Record) error {
+		since = since || r.Modified > c.Earlier.Revision
+		return nil
+	})
+	return !since, err
 }
 
 func (c *conversion) close() {
@@ -197,6 +237,11 @@ func (c *conversion) run(ctx context.Context) (Report, error) {
 	after, info, err := c.prove(ctx, fresh, small)
 	if err != nil {
 		return Report{}, fmt.Errorf("check %s: %w", fresh, err)
+	}
+	if c.Publish != nil {
+		if err := c.Publish(Made{c.revision, after.Permanent()}); err != nil {
+			return Report{}, err
+		}
 	}
 	if err := datadir.Rename(fresh, c.DB); err != nil {
 		return Report{}, fmt.Errorf("put the new db into place: %w", err)
