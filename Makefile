@@ -35,7 +35,7 @@ demo: build binaries ## bring a real etcd 2.2 data dir to the newest etcd and sh
 test: build binaries ## run all tests: unit tests, and integration tests with real etcds of every minor (LONG=1: and 20,000 writes)
 	go vet ./...
 	$(if $(RACE),,@echo 'no C compiler found: the tests run without the race detector')
-	$(if $(LONG),ETCD_MIGRATE_LONG=1) go test $(RACE) -p 1 -timeout 20m ./...
+	$(if $(LONG),ETCD_MIGRATE_LONG=1) go test $(RACE) -p 1 -timeout 60m ./...
 
 lint: ## run golangci-lint, pinned in .tools/go.mod
 	$(TOOL) golangci-lint run
@@ -68,7 +68,7 @@ image: ## build the container image with podman (MINORS, TARGET, ARCH and IMAGE 
 
 test-image: build binaries ## run the container tests (as root, with podman)
 	@image/tools.sh
-	go test -tags image -count=1 -timeout 20m -v ./image
+	go test -tags image -count=1 -timeout 40m -v ./image
 
 ha: build binaries ## migrate clusters of three and five members up and down, with members killed three times each
 	ETCD_MIGRATE_HA=1 ETCD_MIGRATE_KILLS=3 go test -run 'TestCluster' -count=1 -timeout 30m -v ./cmd/etcd-migrate

@@ -162,7 +162,10 @@ func (m *Migrator) checkBack(ctx context.Context, s Step) error {
 	} else {
 		problems, err = downgrade.Check(m.stepDown(data, s))
 	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return &Error{Kind: Interrupted, Op: "check", Err: context.Cause(ctx), Hint: "give the same command again"}
+	case err != nil:
 		return refuse(err, "see docs/troubleshooting.md")
 	}
 	problems = slices.DeleteFunc(problems, func(p convert.Problem) bool {

@@ -134,7 +134,7 @@ func TestFailures(t *testing.T) {
 		"F06 what 3.5 publishes, at 3.7": {func(t *testing.T) member { return v3Only(t, set, nil, "3.5", "3.6") },
 			"3.7", "unmarshal should never fail", "3.7", nil},
 		"F07 a member from before a snapshot was restored is in the db": {func(t *testing.T) member {
-			m := v3Only(t, set, awaitBatch, "3.4").restored(t, "3.4")
+			m := v3Only(t, set, awaitBatch(t), "3.4").restored(t, "3.4")
 			m.on(t, "3.4", nil)
 			believes(t, m.clone(t), "3.6")
 			return m

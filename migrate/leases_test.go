@@ -57,7 +57,7 @@ func TestAttachLeases(t *testing.T) {
 
 			ctx, cancel := context.WithCancelCause(t.Context())
 			r.Observer = func(e migrate.Event) {
-				if e.What == "attach" && e.Done > 0 {
+				if e.What == "attach" && e.Done > 1 {
 					cancel(errors.New("enough"))
 				}
 			}

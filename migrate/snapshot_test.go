@@ -4,7 +4,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -26,15 +27,22 @@ func (m member) restored(t *testing.T, minor string) member {
 	return m2
 }
 
-// awaitBatch leaves etcd the time to write to the db what it has had for 100 ms at most: older ones may end without, since it is in
+// awaitBatch makes etcd write to the db what it has had for 100 ms at most: older ones may end without, since it is in
 // their log, too.
-func awaitBatch(*pathtest.Server) { time.Sleep(300 * time.Millisecond) }
+func awaitBatch(t *testing.T) func(*pathtest.Server) {
+	return func(s *pathtest.Server) {
+		c, err := s.V3()
+		must(t, err)
+		_, err = etcdserverpb.NewMaintenanceClient(c.ActiveConnection()).Hash(t.Context(), &etcdserverpb.HashRequest{})
+		must(t, err) // which commits it first
+	}
+}
 
 // TestRestoredByAnOlderEtcd: the db that etcd 3.4 was brought back with still has the raft state that only 3.5 writes, but the
 // cluster is at 3.4, and so says its log.
 func TestRestoredByAnOlderEtcd(t *testing.T) {
 	set := etcds(t)
-	newer := v3Only(t, set, awaitBatch, "3.5")
+	newer := v3Only(t, set, awaitBatch(t), "3.5")
 	m := newer.restored(t, "3.4")
 	m.on(t, "3.4", func(s *pathtest.Server) { m.content = read(t, s, versionfile.Etcd3) })
 	st := inspect(t, m.dir)
@@ -56,7 +64,7 @@ func TestRestoredSnapshot(t *testing.T) {
 	for _, minor := range []string{"3.0", "3.2", "3.3", "3.4", "3.5"} {
 		t.Run(minor, func(t *testing.T) {
 			t.Parallel()
-			m := v3Only(t, set, awaitBatch, minor).restored(t, minor)
+			m := v3Only(t, set, awaitBatch(t), minor).restored(t, minor)
 			st := inspect(t, m.dir)
 			if st.Version.Minor().String() != minor {
 				t.Errorf("is taken for %s because of %v, problems %v", st.Version, st.Evidence, st.Problems)

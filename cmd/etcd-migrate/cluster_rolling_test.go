@@ -75,9 +75,9 @@ func TestClusterLateLeftovers(t *testing.T) {
 		c.start(m, "3.6", "--v2-leftovers=discard")
 	}
 	for _, m := range c.members[:2] {
-		c.serving(m, time.Minute)
+		c.serving(m, 3*time.Minute)
 	}
-	c.start(late, "3.6", "--v2-leftovers=discard", "--step-timeout=30s")
+	c.start(late, "3.6", "--v2-leftovers=discard", "--step-timeout=2m")
 	c.arrived("3.6")
 	for _, m := range c.members { // also when they read their logs again
 		m.end(syscall.SIGTERM)
@@ -107,13 +107,13 @@ func TestClusterTwoInARow(t *testing.T) {
 		if i > 0 {
 			must(t, servers[i].Stop())
 		}
-		c.start(m, "3.5", "--step-timeout=30s")
-		c.serving(m, time.Minute)
+		c.start(m, "3.5", "--step-timeout=2m")
+		c.serving(m, 3*time.Minute)
 	}
 	for _, m := range c.members {
 		m.end(syscall.SIGTERM)
-		c.start(m, "3.6", "--step-timeout=30s")
-		c.serving(m, time.Minute)
+		c.start(m, "3.6", "--step-timeout=2m")
+		c.serving(m, 3*time.Minute)
 	}
 	c.arrived("3.6")
 }

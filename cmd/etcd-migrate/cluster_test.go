@@ -218,7 +218,11 @@ func (c *etcdCluster) killRandomly(minor string, flags ...string) {
 	}
 	m := c.members[rand.IntN(len(c.members))]
 	for i := range kills {
-		time.Sleep(time.Duration(rand.Int64N(int64(4 * time.Second))))
+		within := 4 * time.Second
+		if i == 0 {
+			within = 2 * time.Second // from the start of the last one
+		}
+		time.Sleep(time.Duration(rand.Int64N(int64(within))))
 		must(c.t, m.cmd.Process.Signal(syscall.SIGSTOP)) // so that it cannot become the target between the look and the kill
 		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", m.cmd.Process.Pid)); err != nil || strings.HasPrefix(program, c.set.Dir) {
 			must(c.t, m.cmd.Process.Signal(syscall.SIGCONT))

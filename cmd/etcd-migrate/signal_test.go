@@ -135,7 +135,7 @@ func interruptFn(t *testing.T, cmd *exec.Cmd, now func(line string) bool, sig sy
 // orphansOn gives the etcds that are still running a moment after their etcd-migrate has ended: the kernel kills them with
 // it, and that takes them a moment, too.
 func orphansOn(dir string) string {
-	const moment = 3 * time.Second
+	const moment = 30 * time.Second
 	for until := time.Now().Add(moment); ; time.Sleep(5 * time.Millisecond) {
 		orphans := processesOn(dir)
 		if orphans == "" || time.Now().After(until) {

@@ -204,11 +204,11 @@ func (sc *scenario) compareStage(t *testing.T, where string, stages []stage) {
 // converts reports whether the scenario brings v2 data to the v3 store.
 func (sc *scenario) converts() bool { return sc.from == sc.old || sc.from == sc.material.v2 }
 
-// settle takes a revision that is up to three higher for the wanted one. That of converted data goes on from the index of the v2
+// settle takes a revision that is up to three higher or lower for the wanted one. That of converted data goes on from the index of the v2
 // store, which each start of an etcd raises, and one that misses its own election is started once more.
 func (r *rest) settle(want rest) {
 	have, more := r.State.V3.Revision, r.State.V3.Revision-want.State.V3.Revision
-	if more < 1 || more > 3 {
+	if more == 0 || more < -3 || more > 3 {
 		return
 	}
 	if r.State.V3.CompactRevision == have {

@@ -80,7 +80,7 @@ func TestEveryEtcd(t *testing.T) {
 	e.stop()
 
 	p := load(t, dir)
-	p.Now = soonest(t, p).Add(-5 * time.Second) // so the test need not wait for long
+	p.Now = soonest(t, p).Add(-15 * time.Second) // so the test need not wait for long
 	problems, err := Check(p)
 	must(t, err)
 	if len(problems) > 0 {
@@ -120,7 +120,7 @@ func TestEveryEtcd(t *testing.T) {
 		}
 	}
 	for _, e := range etcds {
-		for end := time.Now().Add(20 * time.Second); countKeys(t, e, "/soon") > 0; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(40 * time.Second); countKeys(t, e, "/soon") > 0; time.Sleep(50 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("a key has not expired")
 			}

@@ -175,9 +175,18 @@ func (e *v2Etcd) send(method, url string, header http.Header, body io.Reader, st
 	if e.auth {
 		req.SetBasicAuth("root", "pw")
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		e.t.Fatal(err)
+	var resp *http.Response
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if resp, err = http.DefaultClient.Do(req); err != nil {
+			e.t.Fatal(err)
+		}
+		if resp.StatusCode/100 != 5 || status/100 == 5 || req.GetBody == nil || method == "POST" || time.Now().After(deadline) {
+			break
+		}
+		_ = resp.Body.Close() // two that have lost each other, which they do on a busy machine
+		if req.Body, err = req.GetBody(); err != nil {
+			e.t.Fatal(err)
+		}
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)

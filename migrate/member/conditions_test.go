@@ -1,10 +1,11 @@
 package member
 
 import (
+	"context"
 	"errors"
+	"net/http"
 	"path/filepath"
 	"testing"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -101,8 +102,19 @@ func TestAuthV2(t *testing.T) {
 		cfg := Config{DataDir: filepath.Join(t.TempDir(), "data"), SnapshotCount: 1, V2: true}
 		e := startReady(t, r, cfg)
 		putV2(t, e, "/a")
-		if e.cfg.Release.Minor().Major == 2 {
-			time.Sleep(600 * time.Millisecond) // it looks every 500 ms whether the cluster version is one with auth
+		if e.cfg.Release.Minor().Major == 2 { // it looks every 500 ms whether the cluster version is one with auth
+			if err := insist(soon(t), func(context.Context) error {
+				res, err := e.client.Get(e.url() + "/v2/auth/users")
+				if err == nil {
+					err = res.Body.Close()
+				}
+				if err == nil && res.StatusCode != http.StatusOK {
+					err = errors.New(res.Status)
+				}
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
 		}
 		request(t, e.client, "PUT", e.url()+"/v2/auth/users/root", `{"user":"root","password":"secret"}`)
 		request(t, e.client, "PUT", e.url()+"/v2/auth/enable", "")

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -18,6 +17,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate/pathtest"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -156,13 +156,17 @@ var plainMember = Config{
 
 func startPlain(t testing.TB, r, dataDir string, flags ...string) *plainEtcd {
 	t.Helper()
-	port, err := freePort()
+	client, err := pathtest.FreeURL()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &plainEtcd{url: fmt.Sprintf("http://127.0.0.1:%d", port)}
+	peer, err := pathtest.FreeURL()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &plainEtcd{url: client}
 	args := append([]string{"--data-dir=" + dataDir, "--listen-client-urls=" + p.url,
-		"--listen-peer-urls=http://127.0.0.1:0", "--heartbeat-interval=10", "--election-timeout=50"}, plainFlags...)
+		"--listen-peer-urls=" + peer, "--heartbeat-interval=10", "--election-timeout=50"}, plainFlags...)
 	cmd := exec.Command(etcdBinary(t, "etcd-"+r), append(args, flags...)...)
 	cmd.Env = []string{}
 	var output tail

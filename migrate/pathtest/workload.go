@@ -2,13 +2,18 @@ package pathtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Hidden are the keys and directories of FillV2 that no listing shows.
@@ -163,27 +168,45 @@ type v3Writer struct {
 }
 
 func (w *v3Writer) put(key, value string, opts ...clientv3.OpOption) {
-	if w.err == nil {
-		_, w.err = w.c.Put(w.ctx, key, value, opts...)
+	w.insist(func() error {
+		_, err := w.c.Put(w.ctx, key, value, opts...)
+		return err
+	})
+}
+
+// insist tries again for a while where the members of a cluster have lost each other, as they do on a busy machine.
+func (w *v3Writer) insist(do func() error) {
+	if w.err != nil {
+		return
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if w.err = do(); status.Code(w.err) != codes.Unavailable || time.Now().After(deadline) {
+			return
+		}
 	}
 }
 
 func (w *v3Writer) delete(key string) {
-	if w.err == nil {
-		_, w.err = w.c.Delete(w.ctx, key)
-	}
+	w.insist(func() error {
+		_, err := w.c.Delete(w.ctx, key)
+		return err
+	})
 }
 
 func (w *v3Writer) leased(ttl int64, keys ...string) {
-	if w.err != nil {
-		return
+	for range 5 {
+		var lease *clientv3.LeaseGrantResponse
+		w.insist(func() (err error) {
+			lease, err = w.c.Grant(w.ctx, ttl)
+			return err
+		})
+		for _, k := range keys {
+			w.put(k, `"leased"`, clientv3.WithLease(lease.ID))
+		}
+		if !errors.Is(w.err, rpctypes.ErrLeaseNotFound) {
+			return
+		}
+		w.err = nil // a short one that has ended before its key was there
 	}
-	lease, err := w.c.Grant(w.ctx, ttl)
-	if err != nil {
-		w.err = err
-		return
-	}
-	for _, k := range keys {
-		w.put(k, `"leased"`, clientv3.WithLease(lease.ID))
-	}
+	w.err = rpctypes.ErrLeaseNotFound
 }

@@ -199,6 +199,20 @@ func (e *etcd) proposeV2(key string) {
 	}
 }
 
+// logs is nil if a text is in the files of the member's log.
+func (e *etcd) logs(text string) error {
+	files, err := filepath.Glob(filepath.Join(e.wal, "*.wal"))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if content, err := os.ReadFile(f); err == nil && bytes.Contains(content, []byte(text)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s is in none of %v", text, files)
+}
+
 // leads reports whether the member is its cluster's leader.
 func (e *etcd) leads() bool {
 	e.t.Helper()

@@ -1,6 +1,7 @@
 package raftlog
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -195,11 +196,19 @@ func TestLostQuorum(t *testing.T) {
 			}
 			members["n"].putV2("/kept", "v")
 			leader, follower := "n", "m"
-			if !members[leader].leads() {
-				leader, follower = follower, leader
-			}
+			members["n"].until("have a leader", func() error {
+				if leads := members["n"].leads(); leads == members["m"].leads() {
+					return errors.New("none or both say so")
+				} else if !leads {
+					leader, follower = "m", "n"
+				}
+				return nil
+			})
 			members[follower].kill()
-			members[leader].proposeV2("/lost")
+			members[leader].until("have it in its log", func() error {
+				members[leader].proposeV2("/lost")
+				return members[leader].logs("/lost")
+			})
 			members[leader].kill()
 
 			e := members[leader]
