@@ -47,6 +47,8 @@ type journal struct {
 	// Uncompared says that an etcd has been let at a member's data, and that this has not been compared with the other
 	// members' since.
 	Uncompared bool `json:"uncompared,omitempty"`
+	// Agreed says that it was the same as all other members' once in this migration, after which a member may have become the target.
+	Agreed bool `json:"agreed,omitempty"`
 	// Unrun is the minor that a step of a rollback has begun to make the data one of, until that minor's etcd has run on it.
 	Unrun string `json:"unrun,omitempty"`
 	// Foreign says that there was another journal, and that the data was not what it had been then.
@@ -96,7 +98,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 		Storage: m.st.Version.Storage, Revision: m.revision(), Leases: m.leases, Foreign: foreign,
 		Several: m.st.several(), Together: m.together, Uncompared: m.st.uncompared}
 	if earlier != nil && m.st.several() {
-		j.Converted, j.Left = earlier.Converted, earlier.Left // what the members have agreed on stands
+		j.Converted, j.Left, j.Agreed = earlier.Converted, earlier.Left, earlier.Agreed // what the members have agreed on stands
 	}
 	if earlier != nil {
 		j.Unrun, j.ConvertedRevision, j.ConvertedPermanent = earlier.Unrun, earlier.ConvertedRevision, earlier.ConvertedPermanent

@@ -242,7 +242,7 @@ func (m *Migrator) noteCompared(compared bool) error {
 	if err != nil || j.Uncompared == !compared {
 		return err
 	}
-	j.Uncompared = !compared
+	j.Uncompared, j.Agreed = !compared, j.Agreed || compared
 	return datadir.WriteJSON(journalPath(m.layout), j)
 }
 
@@ -251,20 +251,20 @@ const lingering = 5 * time.Second
 
 // agree compares the data with the other members'. What has diverged must not be carried on.
 func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
-	if !m.compares(s) {
-		return nil
-	}
-	a, err := m.peers.Agree(ctx, s.To.Minor(), m.together, func(ctx context.Context) (cluster.Hash, int64, error) {
-		if m.st.Member.Learner { // which answers nothing of that kind to clients
-			return m.peers.Hash(ctx, clusterMember(m.st.Member), 0)
-		}
+	own := cluster.Own{CatchUp: etcd.Joined, Hash: func(ctx context.Context) (cluster.Hash, int64, error) {
 		hash, compact, revision, err := etcd.HashKV(ctx)
 		return cluster.Hash{Hash: hash, Compact: compact}, revision, err
-	})
+	}}
+	if m.st.Member.Learner { // which answers nothing of that kind to clients
+		own = cluster.Own{Hash: func(ctx context.Context) (cluster.Hash, int64, error) {
+			return m.peers.Hash(ctx, clusterMember(m.st.Member), 0)
+		}}
+	}
+	a, err := m.peers.Agree(ctx, s.To.Minor(), m.together, own)
 	var diverged *cluster.DivergedError
 	if errors.As(err, &diverged) {
 		diverged.Self = clusterMember(m.st.Member)
-		err = m.rememberDiverged(err)
+		err = m.rememberDiverged(diverged)
 		select { // the others must be able to find out, too
 		case <-ctx.Done():
 		case <-etcd.Exited():
@@ -278,17 +278,16 @@ func (m *Migrator) agree(ctx context.Context, s Step, etcd *member.Etcd) error {
 	return m.noteCompared(true)
 }
 
-// rememberDiverged makes every later run refuse before it starts an etcd. Those of the steps write a raft snapshot after a few
-// entries, and a member that is started a moment after the others gets the leader's: each start would put the data of one member
-// in the place of another one's, the wrong as well as the right, until they are the same. In a rolling upgrade clients write, so
-// no backup may be restored, and each start compares anew.
-func (m *Migrator) rememberDiverged(diverged error) error {
-	if !m.together {
-		return diverged
-	}
+// rememberDiverged makes every later run refuse before it starts an etcd: where a leader's log does not reach back far enough, it
+// would put its db in the place of another member's, the wrong as well as the right. In a rolling upgrade clients write, and after
+// an agreement with all of them the others may have become the target. Then no backup may be restored, and each start compares anew.
+func (m *Migrator) rememberDiverged(diverged *cluster.DivergedError) error {
 	j, err := m.ownJournal()
 	if err != nil {
 		return errors.Join(diverged, err)
+	}
+	if diverged.Served = !m.together || j.Agreed; diverged.Served {
+		return diverged
 	}
 	j.Failed, j.Diverged = diverged.Error(), true
 	return errors.Join(diverged, datadir.WriteJSON(journalPath(m.layout), j))
@@ -340,10 +339,15 @@ func (m *Migrator) noteJoinedBefore() {
 	}
 }
 
-// divergedHint says what to do about members whose data is not the same.
-const divergedHint = "find out which members are right (`etcdutl hashkv` of 3.6 or later on a copy of the db in each one's backup), restore the backups of all " +
-	"of them with `etcd-migrate backup restore`, start the etcds of those that are right, remove the member that is wrong with " +
-	"`etcdctl member remove` and add it anew with an empty data dir: see docs/ha.md"
+// What to do about members whose data is not the same.
+const (
+	divergedHint = "find out which members are right (" + hashes + " in each one's backup); if none has become the target, restore the backups of all of " +
+		"them that are from right before this migration with `etcd-migrate backup restore`, start the etcds of those that are right, " + replaceWrong + ": see docs/ha.md"
+	divergedServedHint = "restore no backup, since clients may have written meanwhile; find out which members are right (" + hashes + " of each one), " +
+		replaceWrong + ", and give the same command again on the others: see docs/ha.md"
+	hashes       = "`etcdutl hashkv --rev` of 3.6 or later, with a revision that all have, on a copy of the db"
+	replaceWrong = "remove the member that is wrong with `etcdctl member remove`, move its data dir away and add it anew"
+)
 
 // severalFailedHint is for a failed proof: one member of several must not go back by itself.
 const severalFailedHint = "remove this member with `etcdctl member remove` and add it anew with an empty data dir, if the others are well; or stop all " +
@@ -352,7 +356,10 @@ const severalFailedHint = "remove this member with `etcdctl member remove` and a
 // hintForCluster is hintFor for what only happens with several members.
 func hintForCluster(err error) string {
 	var diverged *cluster.DivergedError
-	if errors.As(err, &diverged) {
+	switch errors.As(err, &diverged); {
+	case diverged != nil && diverged.Served:
+		return divergedServedHint
+	case diverged != nil:
 		return divergedHint
 	}
 	if errors.Is(err, errMissed) {

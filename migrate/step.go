@@ -200,8 +200,24 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 		}
 	}
 	m.log = nil // what etcd makes of it has to be read anew
-	if m.compares(s) {
+	compares := m.compares(s)
+	if compares {
 		if err := m.noteCompared(false); err != nil {
+			return err
+		}
+	}
+	if compares && !m.agreed && cfg.SnapshotCount != noSnapshots {
+		// A member that is behind a raft snapshot of its leader gets the leader's db in the place of its own, right or wrong. So
+		// there is none before all are known to be the same.
+		first := cfg
+		first.SnapshotCount, compares = noSnapshots, false
+		err := m.running(ctx, first, func(etcd *member.Etcd) error {
+			if err := m.ready(ctx, s, etcd); err != nil {
+				return err
+			}
+			return m.agree(ctx, s, etcd)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -209,8 +225,10 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 		if err := m.ready(ctx, s, etcd); err != nil {
 			return err
 		}
-		if err := m.agree(ctx, s, etcd); err != nil {
-			return err
+		if compares {
+			if err := m.agree(ctx, s, etcd); err != nil {
+				return err
+			}
 		}
 		if emptyV2 != nil {
 			if err := emptyV2(etcd); err != nil {
@@ -246,6 +264,7 @@ func (m *Migrator) emptyV2(ctx context.Context, s Step, cfg member.Config) (func
 	if a := data.tree.Auth(); discard && m.st.several() && len(a.Users)+len(a.Roles) > 0 {
 		// An etcd that lags and gets a raft snapshot from its leader keeps in memory what the snapshot has not under /2, where users
 		// and roles are. It would then delete them a second time, which ends the etcds of members at 3.6. Started again, it knows.
+		cfg.SnapshotCount = noSnapshots // see runEtcd
 		if err := m.running(ctx, cfg, func(etcd *member.Etcd) error { return m.ready(ctx, s, etcd) }); err != nil {
 			return nil, err
 		}
