@@ -50,7 +50,8 @@ func TestClusterDiverged(t *testing.T) {
 					}
 					found[m] = c.names(m, c.fails(m, code))
 				}
-				if c.unchanged(was); !found[wrong] && !(found[c.members[0]] && found[c.members[1]]) {
+				c.unchanged(was)
+				if both := found[c.members[0]] && found[c.members[1]]; !both && !found[wrong] {
 					t.Fatal("none has found it out")
 				}
 			}
