@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"time"
 
+	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
@@ -34,10 +36,9 @@ type journal struct {
 	// Converted is the raft entry at which a member of several has converted its v2 store, from then on until the others
 	// have, too.
 	Converted uint64 `json:"converted,omitempty"`
-	// ConvertedRevision and ConvertedPermanent tell the db that a conversion has put into place, or was about to. While no record
-	// is newer, it holds nothing but what was converted.
-	ConvertedRevision  int64  `json:"convertedRevision,omitempty"`
-	ConvertedPermanent string `json:"convertedPermanent,omitempty"`
+	// Made tells the dbs that conversions have put into place, or were about to. While no record is newer, they hold nothing but
+	// what was converted.
+	Made []convert.Made `json:"made,omitempty"`
 	// Left is where a member of several leaves its cluster's log in a rollback.
 	Left *leaving `json:"left,omitempty"`
 	// Several says that the member is one of several.
@@ -101,7 +102,7 @@ func (m *Migrator) backUp(ctx context.Context, now *keyspace.Fingerprint) error 
 		j.Converted, j.Left, j.Agreed = earlier.Converted, earlier.Left, earlier.Agreed // what the members have agreed on stands
 	}
 	if earlier != nil {
-		j.Unrun, j.ConvertedRevision, j.ConvertedPermanent = earlier.Unrun, earlier.ConvertedRevision, earlier.ConvertedPermanent
+		j.Unrun, j.Made = earlier.Unrun, earlier.Made
 	}
 	if half { // then the backup may be whole, and only the journal does not have it
 		b, found, err := m.layout.UnchangedSince(dir)
@@ -292,7 +293,7 @@ func (m *Migrator) continueJournal(s Step, now *keyspace.Fingerprint, side *side
 	case side != nil && s.To.Storage == versionfile.Etcd3:
 		next.Revision = side.info.Revision
 	}
-	if next == *j {
+	if reflect.DeepEqual(next, *j) {
 		return nil
 	}
 	return datadir.WriteJSON(journalPath(m.layout), next)

@@ -242,7 +242,7 @@ func (m *Migrator) noteCompared(compared bool) error {
 	if err != nil || j.Uncompared == !compared {
 		return err
 	}
-	j.Uncompared, j.Agreed = !compared, j.Agreed || compared
+	j.Uncompared, j.Agreed = !compared, j.Agreed || compared && m.together
 	return datadir.WriteJSON(journalPath(m.layout), j)
 }
 

@@ -50,7 +50,7 @@ func (m *Migrator) conversion(data *contents) convert.Params {
 		// by the time of the conversion itself.
 		RaftIndex: data.summary.HardState.Commit + uint64(data.summary.Uncommitted),
 		Tree:      data.tree, RaftTerm: data.summary.LastTerm,
-		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.accepted(), Earlier: m.st.made,
+		Now: m.now(), DB: m.layout.DB(), QuotaBytes: m.QuotaBytes, AcceptLoss: m.accepted(), Earlier: m.st.made, Several: m.st.several(),
 		TTLDirectory: m.TTLDirectory, TTL: m.TTL,
 	}
 }
@@ -76,13 +76,17 @@ func (m *Migrator) convert(ctx context.Context, s Step) error {
 
 // noteMade notes what the v3 store is about to be. If the run is killed before the conversion counts, an etcd may serve the v2
 // store again, and then the records of the v3 store are others than those of the next conversion.
-func (m *Migrator) noteMade(made convert.Made) error {
+func (m *Migrator) noteMade(made convert.Made, replaces *convert.Made) error {
 	j, err := m.ownJournal()
 	if err != nil {
 		return err
 	}
-	m.st.made = made
-	j.ConvertedRevision, j.ConvertedPermanent = made.Revision, made.Permanent
+	j.Made = nil
+	if replaces != nil && *replaces != made { // which is in its place until then
+		j.Made = append(j.Made, *replaces)
+	}
+	j.Made = append(j.Made, made)
+	m.st.made = j.Made
 	return datadir.WriteJSON(journalPath(m.layout), j)
 }
 

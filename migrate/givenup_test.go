@@ -29,7 +29,7 @@ func TestConversionGivenUp(t *testing.T) {
 	r.Now = func() time.Time {
 		journal, _ := os.ReadFile(filepath.Join(m.dir, "etcd-migrate", migrate.JournalName))
 		v, err := versionfile.Read(m.dir)
-		if err == nil && v.Storage == versionfile.Etcd2 && bytes.Contains(journal, []byte("convertedPermanent")) && killed.dir == "" {
+		if err == nil && v.Storage == versionfile.Etcd2 && bytes.Contains(journal, []byte(`"made"`)) && killed.dir == "" {
 			killed = m.clone(t)
 		}
 		return time.Now()

@@ -15,7 +15,6 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
 
-	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
 	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 	"github.com/etcd-migrate/etcd-migrate/migrate/keyspace"
 	"github.com/etcd-migrate/etcd-migrate/migrate/member"
@@ -98,7 +97,7 @@ func inspect(ctx context.Context, l datadir.Layout, now time.Time) (State, *cont
 			st.block("proof-failed", fmt.Sprintf("a proof of an earlier run has failed, which began with the backup %s: %s", j.Backup, j.Failed), j.failedHint(l))
 		}
 		st.left, st.uncompared, st.unrun = j.Left != nil, j.Uncompared, j.Unrun
-		st.converted, st.made = j.Converted > 0, convert.Made{Revision: j.ConvertedRevision, Permanent: j.ConvertedPermanent}
+		st.converted, st.made = j.Converted > 0, j.Made
 		st.convertedBack = j.From.Storage == versionfile.Etcd3 && j.Target.Storage == versionfile.Etcd2
 	}
 	st.determineVersion(data.readings(), fromFile, fileErr)

@@ -49,8 +49,8 @@ type State struct {
 	unrun string
 	// converted says that a member of several has converted its v2 store.
 	converted bool
-	// made is what a conversion has put into the place of the v3 store, or was about to.
-	made convert.Made
+	// made is what conversions have put into the place of the v3 store, or were about to.
+	made []convert.Made
 	// convertedBack says that a rollback to the v2 store is under way.
 	convertedBack bool
 }

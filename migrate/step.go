@@ -235,7 +235,8 @@ func (m *Migrator) runEtcd(ctx context.Context, s Step) error {
 				return err
 			}
 		}
-		if m.plan.forcesSnapshot(m.step-1) && (m.together || !m.st.Member.Learner) { // a learner cannot, unless others write
+		// A learner cannot, unless others write, which those that wait for it at the next step do.
+		if m.plan.forcesSnapshot(m.step-1) && (m.together && m.step < len(m.plan.Steps) || !m.st.Member.Learner) {
 			if _, err := etcd.ForceSnapshot(ctx); err != nil {
 				return err
 			}

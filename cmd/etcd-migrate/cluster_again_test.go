@@ -46,34 +46,36 @@ func TestClusterGivenUp(t *testing.T) {
 		}
 		c.arrived("3.1")
 	})
-	t.Run("after a conversion", func(t *testing.T) {
-		t.Parallel()
-		c := newCluster(t, 3)
-		c.fill("2.3")
-		for _, m := range c.members {
-			c.start(m, "3.1")
-		}
-		c.killAllWhen("one has converted", 1, func(m *clusterMember) bool {
-			content, err := os.ReadFile(filepath.Join(m.dir, "etcd-migrate", "migration.json"))
-			return err == nil && bytes.Contains(content, []byte(`"convertedRevision"`))
-		})
-		servers := c.boot("3.0")
-		for i := range 10 {
-			if status, body, err := servers[0].V2(t.Context(), http.MethodPut, fmt.Sprintf("/since/%d", i), url.Values{"value": {"x"}}); err != nil || status >= 400 {
-				t.Fatalf("%d %s %v", status, body, err)
+	for name, noted := range map[string]string{"in a conversion": `"made"`, "after a conversion": `"converted":`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCluster(t, 3)
+			c.fill("2.3")
+			for _, m := range c.members {
+				c.start(m, "3.1")
 			}
-		}
-		var err error
-		c.before, err = servers[0].ReadV2(t.Context(), pathtest.Hidden...)
-		must(t, err)
-		for _, s := range servers {
-			must(t, s.Stop())
-		}
-		for _, m := range c.members {
-			c.start(m, "3.1", "--step-timeout=60s")
-		}
-		c.arrived("3.1")
-	})
+			c.killAllWhen("one has noted "+noted, 1, func(m *clusterMember) bool {
+				content, err := os.ReadFile(filepath.Join(m.dir, "etcd-migrate", "migration.json"))
+				return err == nil && bytes.Contains(content, []byte(noted))
+			})
+			servers := c.boot("3.0")
+			for i := range 10 {
+				if status, body, err := servers[0].V2(t.Context(), http.MethodPut, fmt.Sprintf("/since/%d", i), url.Values{"value": {"x"}}); err != nil || status >= 400 {
+					t.Fatalf("%d %s %v", status, body, err)
+				}
+			}
+			var err error
+			c.before, err = servers[0].ReadV2(t.Context(), pathtest.Hidden...)
+			must(t, err)
+			for _, s := range servers {
+				must(t, s.Stop())
+			}
+			for _, m := range c.members {
+				c.start(m, "3.1", "--step-timeout=60s")
+			}
+			c.arrived("3.1")
+		})
+	}
 	t.Run("one after the conversion", func(t *testing.T) {
 		t.Parallel()
 		c := newCluster(t, 3)

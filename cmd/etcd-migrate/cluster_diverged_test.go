@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func TestClusterDiverged(t *testing.T) {
 			}
 			wrong := c.members[2]
 			c.damage(wrong, damage)
-			was := c.firstRecords()
+			was := c.records(true)
 
 			// The first time, one of them can be left without a quorum by those that have found it out before.
 			found := map[*clusterMember]bool{}
@@ -50,7 +51,7 @@ func TestClusterDiverged(t *testing.T) {
 					}
 					found[m] = c.names(m, c.fails(m, code))
 				}
-				c.unchanged(was)
+				c.unchanged(was, true)
 				if both := found[c.members[0]] && found[c.members[1]]; !both && !found[wrong] {
 					t.Fatal("none has found it out")
 				}
@@ -86,7 +87,7 @@ func TestClusterDivergedAndBehind(t *testing.T) {
 			must(t, servers[1].Stop())
 			must(t, servers[2].Stop())
 			c.damage(wrong, changeFirst)
-			was := c.firstRecords()
+			was := c.records(false) // the last one ends with its lease
 
 			for _, two := range [][]*clusterMember{{right, wrong}, {wrong, behind}} {
 				for _, m := range two {
@@ -97,7 +98,7 @@ func TestClusterDivergedAndBehind(t *testing.T) {
 						t.Errorf("%s does not find it out: %s", m.name, log)
 					}
 				}
-				c.unchanged(was)
+				c.unchanged(was, false)
 			}
 			for _, m := range c.members {
 				c.start(m, target, "--step-timeout=20s")
@@ -108,7 +109,7 @@ func TestClusterDivergedAndBehind(t *testing.T) {
 					named++
 				}
 			}
-			if c.unchanged(was); named == 0 {
+			if c.unchanged(was, false); named == 0 {
 				t.Error("none has found it out")
 			}
 		})
@@ -149,18 +150,31 @@ func (c *etcdCluster) names(m *clusterMember, log string) bool {
 	return strings.Contains(log, "the data of this member, "+m.name) && strings.Contains(log, "is not the same at revision")
 }
 
-func (c *etcdCluster) firstRecords() (all [][]byte) {
+// records gives the oldest record in each member's db, and the newest, if asked.
+func (c *etcdCluster) records(newest bool) (all []string) {
 	c.t.Helper()
 	for _, m := range c.members {
-		all = append(all, firstRecord(c.t, m))
+		db, err := bolt.Open(dbOf(m), 0o400, &bolt.Options{ReadOnly: true})
+		must(c.t, err)
+		must(c.t, db.View(func(tx *bolt.Tx) error {
+			records := tx.Bucket([]byte("key")).Cursor()
+			k, v := records.First()
+			if newest {
+				lastKey, lastValue := records.Last()
+				k, v = slices.Concat(k, lastKey), slices.Concat(v, lastValue)
+			}
+			all = append(all, string(k)+string(v))
+			return nil
+		}))
+		must(c.t, db.Close())
 	}
 	return all
 }
 
-func (c *etcdCluster) unchanged(was [][]byte) {
+func (c *etcdCluster) unchanged(was []string, newest bool) {
 	c.t.Helper()
-	for i, now := range c.firstRecords() {
-		if !bytes.Equal(now, was[i]) {
+	for i, now := range c.records(newest) {
+		if now != was[i] {
 			c.t.Errorf("%s has got the data of another one", c.members[i].name)
 		}
 	}
@@ -202,17 +216,3 @@ func (c *etcdCluster) replace(wrong *clusterMember) {
 }
 
 func dbOf(m *clusterMember) string { return filepath.Join(m.dir, "member", "snap", "db") }
-
-// firstRecord gives the value of the oldest revision in a member's db.
-func firstRecord(t *testing.T, m *clusterMember) (v []byte) {
-	t.Helper()
-	db, err := bolt.Open(dbOf(m), 0o400, &bolt.Options{ReadOnly: true})
-	must(t, err)
-	defer db.Close()
-	must(t, db.View(func(tx *bolt.Tx) error {
-		_, first := tx.Bucket([]byte("key")).Cursor().First()
-		v = bytes.Clone(first)
-		return nil
-	}))
-	return v
-}

@@ -214,8 +214,16 @@ func (r *rest) settle(want rest) {
 	if r.State.V3.CompactRevision == have {
 		r.State.V3.CompactRevision = want.State.V3.Revision
 	}
-	if r.Journal["revision"] == float64(have) {
-		r.Journal["revision"] = float64(want.State.V3.Revision)
+	journals := []map[string]any{r.Journal}
+	made, _ := r.Journal["made"].([]any)
+	for _, v := range made {
+		db, _ := v.(map[string]any)
+		journals = append(journals, db)
+	}
+	for _, j := range journals {
+		if j["revision"] == float64(have) {
+			j["revision"] = float64(want.State.V3.Revision)
+		}
 	}
 	r.State.V3.Revision = want.State.V3.Revision
 }

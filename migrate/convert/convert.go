@@ -47,20 +47,23 @@ type Params struct {
 	TTL          time.Duration
 	// AcceptLoss names what may be lost.
 	AcceptLoss []Loss
-	// Earlier is what an earlier conversion has put into place, or was about to, before an etcd served the v2 store again; the
-	// zero value if there was none. A v3 store that nobody has written to since may be replaced.
-	Earlier Made
-	// Publish, if set, is told what the new db is when it is proven and before it takes its place, which it does not after
-	// an error.
-	Publish func(Made) error
+	// Earlier is what earlier conversions have put into place, or were about to, before an etcd served the v2 store again. A v3
+	// store that nobody has written to since may be replaced.
+	Earlier []Made
+	// Several says that the other members of a cluster convert the same, and some of them for the first time: then the revision
+	// goes on from that of the Earlier one, whatever leases have ended since.
+	Several bool
+	// Publish, if set, is told what the new db is, and which of Earlier it replaces, if any, when it is proven and before it
+	// takes its place, which it does not after an error.
+	Publish func(made Made, replaces *Made) error
 	// Progress, if set, is called every few thousand records, which are counted once when written and once when proven.
 	Progress func(done, total int64)
 }
 
 // Made tells a db that a conversion has made.
 type Made struct {
-	Revision  int64  // of the v3 store
-	Permanent string // keyspace.Fingerprint.Permanent of its records
+	Revision  int64  `json:"revision"`  // of the v3 store
+	Permanent string `json:"permanent"` // keyspace.Fingerprint.Permanent of its records
 }
 
 // Report is what a conversion did.
@@ -93,7 +96,7 @@ type Report struct {
 //
 // The error is a *RefusedError if something would be lost that AcceptLoss does not name, and wraps keyspace.ErrInUse if
 // an etcd runs on the db. After an error the old db is still in its place, unless all that failed was to make the rename
-// durable.
+// durable; Publish may have been told of a new one.
 func ToV3(ctx context.Context, p Params) (Report, error) {
 	began := time.Now()
 	c, err := prepare(p)
@@ -135,7 +138,7 @@ type conversion struct {
 
 	old     *keyspace.DB // nil if there is none; open for as long as the conversion lasts, to keep etcds out
 	oldInfo keyspace.V3Info
-	again   bool // it is Earlier's
+	again   *Made // the one of Earlier that it is, nil if it is none
 
 	revision int64
 }
@@ -153,15 +156,15 @@ func prepare(p Params) (*conversion, error) {
 		c.close()
 		return nil, err
 	}
-	again, err := c.isEarlier()
+	again, err := c.earlier()
 	if err != nil {
 		c.close()
 		return nil, err
 	}
 	c.again = again
 	was := c.oldInfo.Revision
-	if c.again {
-		was = c.Earlier.Revision // leases that have ended since have raised it, and no other member's of the same cluster
+	if c.again != nil && c.Several {
+		was = c.again.Revision
 	}
 	c.revision = max(int64(p.Tree.Index()), was, 1) // an empty v3 store is at revision 1
 	if n := len(c.records); n > 0 {
@@ -188,21 +191,29 @@ func (c *conversion) openOld() (err error) {
 	return nil
 }
 
-// isEarlier reports whether the existing db holds what the earlier conversion has made, less what was deleted since, and nothing else.
-func (c *conversion) isEarlier() (bool, error) {
-	if c.old == nil || c.Earlier.Permanent == "" {
-		return false, nil
+// earlier gives the earlier conversion whose records the existing db holds, less what was deleted since, and nothing else.
+func (c *conversion) earlier() (*Made, error) {
+	if c.old == nil || len(c.Earlier) == 0 {
+		return nil, nil
 	}
 	old, err := keyspace.FingerprintDB(c.old)
-	if err != nil || old.Permanent() != c.Earlier.Permanent {
-		return false, err
+	if err != nil {
+		return nil, err
 	}
-	since := false
-	err = c.old.Each(func(r keyspace.Record) error {
-		since = since || r.Modified > c.Earlier.Revision
+	var newest int64
+	if err := c.old.Each(func(r keyspace.Record) error {
+		newest = max(newest, r.Modified)
 		return nil
-	})
-	return !since, err
+	}); err != nil {
+		return nil, err
+	}
+	for _, made := range c.Earlier {
+		// What a conversion has made is compacted at its revision; a store that users began has its first writes far below that.
+		if old.Permanent() == made.Permanent && newest <= made.Revision && made.Revision <= c.oldInfo.ScheduledCompaction {
+			return &made, nil
+		}
+	}
+	return nil, nil
 }
 
 func (c *conversion) close() {
@@ -239,7 +250,7 @@ func (c *conversion) run(ctx context.Context) (Report, error) {
 		return Report{}, fmt.Errorf("check %s: %w", fresh, err)
 	}
 	if c.Publish != nil {
-		if err := c.Publish(Made{c.revision, after.Permanent()}); err != nil {
+		if err := c.Publish(Made{c.revision, after.Permanent()}, c.again); err != nil {
 			return Report{}, err
 		}
 	}

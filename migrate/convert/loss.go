@@ -86,7 +86,7 @@ func (c *conversion) problems() ([]Problem, error) {
 // replacedKeys counts the keys of the existing db, unless they are what this very conversion makes: then an earlier run
 // was killed between the rename and the end of the step. Leases may have ended since.
 func (c *conversion) replacedKeys() (replaced Tally, err error) {
-	if c.old == nil || c.again {
+	if c.old == nil || c.again != nil {
 		return replaced, nil
 	}
 	old, err := keyspace.FingerprintDB(c.old)

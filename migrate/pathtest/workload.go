@@ -180,7 +180,10 @@ func (w *v3Writer) insist(do func() error) {
 		return
 	}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		if w.err = do(); status.Code(w.err) != codes.Unavailable || time.Now().After(deadline) {
+		w.err = do()
+		var said rpctypes.EtcdError
+		unavailable := status.Code(w.err) == codes.Unavailable || errors.As(w.err, &said) && said.Code() == codes.Unavailable
+		if !unavailable || time.Now().After(deadline) {
 			return
 		}
 	}
@@ -200,6 +203,9 @@ func (w *v3Writer) leased(ttl int64, keys ...string) {
 			lease, err = w.c.Grant(w.ctx, ttl)
 			return err
 		})
+		if w.err != nil {
+			return
+		}
 		for _, k := range keys {
 			w.put(k, `"leased"`, clientv3.WithLease(lease.ID))
 		}
