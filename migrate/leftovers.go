@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/etcd-migrate/etcd-migrate/binaries"
 	"github.com/etcd-migrate/etcd-migrate/migrate/convert"
+	"github.com/etcd-migrate/etcd-migrate/migrate/member"
 	"github.com/etcd-migrate/etcd-migrate/versionfile"
 )
 
@@ -139,4 +141,37 @@ func (b *planner) emptyV2(st State, bin binaries.Binary) {
 		b.run(StepEmptyV2, bin, "the v3 store holds all that is in the v2 store; "+refuses)
 	}
 	b.leftovers = false
+}
+
+// emptyV2 gives what empties the v2 store: of keys, and if so asked, of users and roles.
+func (m *Migrator) emptyV2(ctx context.Context, s Step, cfg member.Config) (func(*member.Etcd) error, error) {
+	data, err := m.readLog()
+	if err != nil {
+		return nil, err
+	}
+	discard := m.V2Leftovers == LeftoversDiscard
+	if a := data.tree.Auth(); discard && m.st.several() && len(a.Users)+len(a.Roles) > 0 {
+		// An etcd that lags and gets a raft snapshot from its leader keeps in memory what the snapshot has not under /2, where users
+		// and roles are. It would then delete them a second time, which ends the etcds of members at 3.6. Started again, it knows.
+		cfg.SnapshotCount = noSnapshots // see runEtcd
+		if err := m.running(ctx, cfg, func(etcd *member.Etcd) error { return m.ready(ctx, s, etcd) }); err != nil {
+			return nil, err
+		}
+		m.log = nil
+		if data, err = m.readLog(); err != nil {
+			return nil, err
+		}
+	}
+	topLevel, auth := data.tree.TopLevel(), data.tree.Auth()
+	if m.st.several() {
+		topLevel = append(topLevel, member.MarksV2)
+	}
+	return func(etcd *member.Etcd) error {
+		if discard {
+			if err := etcd.EmptyV2Auth(ctx, auth.Users, auth.Roles); err != nil {
+				return err
+			}
+		}
+		return etcd.EmptyV2(ctx, topLevel)
+	}, nil
 }

@@ -255,39 +255,6 @@ func (m *Migrator) stepContext(ctx context.Context, s Step) (context.Context, co
 		fmt.Errorf("etcd %s was not done after %s (--step-timeout)", s.To.Release, m.StepTimeout))
 }
 
-// emptyV2 gives what empties the v2 store: of keys, and if so asked, of users and roles.
-func (m *Migrator) emptyV2(ctx context.Context, s Step, cfg member.Config) (func(*member.Etcd) error, error) {
-	data, err := m.readLog()
-	if err != nil {
-		return nil, err
-	}
-	discard := m.V2Leftovers == LeftoversDiscard
-	if a := data.tree.Auth(); discard && m.st.several() && len(a.Users)+len(a.Roles) > 0 {
-		// An etcd that lags and gets a raft snapshot from its leader keeps in memory what the snapshot has not under /2, where users
-		// and roles are. It would then delete them a second time, which ends the etcds of members at 3.6. Started again, it knows.
-		cfg.SnapshotCount = noSnapshots // see runEtcd
-		if err := m.running(ctx, cfg, func(etcd *member.Etcd) error { return m.ready(ctx, s, etcd) }); err != nil {
-			return nil, err
-		}
-		m.log = nil
-		if data, err = m.readLog(); err != nil {
-			return nil, err
-		}
-	}
-	topLevel, auth := data.tree.TopLevel(), data.tree.Auth()
-	if m.st.several() {
-		topLevel = append(topLevel, member.MarksV2)
-	}
-	return func(etcd *member.Etcd) error {
-		if discard {
-			if err := etcd.EmptyV2Auth(ctx, auth.Users, auth.Roles); err != nil {
-				return err
-			}
-		}
-		return etcd.EmptyV2(ctx, topLevel)
-	}, nil
-}
-
 func (m *Migrator) config(s Step) (member.Config, error) {
 	owner, err := m.owner()
 	if err != nil {
