@@ -2,9 +2,11 @@ package migrate_test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -103,18 +105,28 @@ func TestRights(t *testing.T) {
 	refusedUnchanged(t, m, m.request(t, "3.7"), "belongs to user 0", "to user 65534", "chown -R 65534:65534")
 }
 
-// TestWithoutForcedSnapshots switches the cure for F03, F05 and F06 off: then the same migration does not get through.
+// TestWithoutForcedSnapshots switches the cure for F03 and F05 off: then the same migration does not get through.
 func TestWithoutForcedSnapshots(t *testing.T) {
 	set := etcds(t)
-	m := v3Only(t, set, awaitSync, "3.0")
-	before := m.clone(t)
-	defer migrate.SetSnapshotCount(0)()
-	r := m.request(t, "3.7")
-	if _, err := migrate.New(r).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "format of the v2 API") {
-		t.Errorf("without forced snapshots: %v", err)
+	for name, tc := range map[string]struct {
+		m            member
+		target, says string
+	}{
+		"F03 a 2.x version in the snapshot": {from2(t, set, "3.0", "3.4"), "3.7", "not capable"},
+		"F05 SYNC in the log":               {v3Only(t, set, awaitSync, "3.0"), "3.7", "format of the v2 API"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := tc.m.clone(t)
+			defer migrate.SetSnapshotCount(0)()
+			r := tc.m.request(t, tc.target)
+			r.StepTimeout = 10 * time.Second
+			if _, err := migrate.New(r).Run(t.Context()); err == nil || !strings.Contains(err.Error(), tc.says) {
+				t.Errorf("without forced snapshots: %v", err)
+			}
+			migrate.SetSnapshotCount(3)
+			before.migrate(t, tc.target)
+		})
 	}
-	migrate.SetSnapshotCount(3)
-	before.migrate(t, "3.7")
 }
 
 // TestEnvironment: variables that kill or mislead an etcd do not reach the private ones.
@@ -129,6 +141,10 @@ func TestEnvironment(t *testing.T) {
 	}
 	m.migrate(t, "3.5")
 	m.serves(t, "3.5")
+	bare := exec.Command(newest(t, set, "3.5").Path, "--name=default", "--data-dir", t.TempDir())
+	if out, err := bare.CombinedOutput(); err == nil || !strings.Contains(string(out), "conflicting environment variable") {
+		t.Errorf("an etcd with this environment: %v, %s", err, out)
+	}
 }
 
 // TestInspectCounts: what inspect says is what was written.

@@ -219,14 +219,20 @@ func (m *Migrator) tell(e Event) {
 
 // open finds out where the data lies.
 func (m *Migrator) open() (err error) {
-	m.layout, err = datadir.NewLayout(m.DataDir, m.WALDir)
+	m.layout, err = OpenLayout(m.DataDir, m.WALDir)
+	return err
+}
+
+// OpenLayout is datadir.NewLayout with what to do about its errors, which are of type *Error.
+func OpenLayout(dataDir, walDir string) (datadir.Layout, error) {
+	l, err := datadir.NewLayout(dataDir, walDir)
 	if errors.Is(err, unix.ENOTDIR) {
-		return refuse(err, "a directory is needed, not a file: give etcd's data dir, and its WAL dir if it has one of its own, or move the file away")
+		return l, refuse(err, "a directory is needed, not a file: give etcd's data dir, and its WAL dir if it has one of its own, or move the file away")
 	}
 	if err != nil {
-		return refuse(err, fmt.Sprintf("give etcd's data dir, and its WAL dir if it has one of its own; both must be reachable for uid %d, which this runs as", os.Geteuid()))
+		return l, refuse(err, fmt.Sprintf("give etcd's data dir, and its WAL dir if it has one of its own; both must be reachable for uid %d, which this runs as", os.Geteuid()))
 	}
-	return nil
+	return l, nil
 }
 
 // lock keeps other etcd-migrates out.

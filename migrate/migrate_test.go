@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -253,6 +255,13 @@ func TestConversion(t *testing.T) {
 	set := etcds(t)
 	for _, flags := range [][]string{nil, {"--snapshot-count", "10"}} {
 		m := write(t, set, "2.3", versionfile.Etcd2, flags...)
+		m.on(t, "2.3", func(s *pathtest.Server) {
+			status, body, err := s.V2(t.Context(), http.MethodPut, "/odd/\x01 \t \x7f", url.Values{"value": {"control characters in its name"}})
+			if err != nil || status >= 400 {
+				t.Fatalf("%d %s %v", status, body, err)
+			}
+			m.content = read(t, s, versionfile.Etcd2)
+		}, flags...)
 		for _, target := range []string{"3.0", "3.4", "3.7"} {
 			t.Run(fmt.Sprintf("%s%v", target, flags), func(t *testing.T) {
 				m := m.clone(t)

@@ -215,16 +215,16 @@ func (v Version) Minor() Minor { return v.Release.Minor() }
 // IsZero reports whether v is no version at all.
 func (v Version) IsZero() bool { return v == Version{} }
 
-// String gives "3.0.17/etcd3".
-func (v Version) String() string { return v.Release.String() + "/" + string(v.Storage) }
+// String gives "3.0.17/etcd3", and nothing for no version at all.
+func (v Version) String() string {
+	if v.IsZero() {
+		return ""
+	}
+	return v.Release.String() + "/" + string(v.Storage)
+}
 
 // MarshalText writes v as String does.
-func (v Version) MarshalText() ([]byte, error) {
-	if v.IsZero() {
-		return nil, nil
-	}
-	return []byte(v.String()), nil
-}
+func (v Version) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
 
 // UnmarshalText is the reverse of MarshalText.
 func (v *Version) UnmarshalText(b []byte) (err error) {

@@ -33,9 +33,9 @@ type backupFlags struct {
 }
 
 func (f backupFlags) open() (datadir.Layout, string, error) {
-	l, err := datadir.NewLayout(f.DataDir, f.WALDir)
+	l, err := migrate.OpenLayout(f.DataDir, f.WALDir)
 	if err != nil {
-		return l, "", usagef("%w", err)
+		return l, "", err
 	}
 	return l, l.BackupsDir(f.BackupDir), nil
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/etcd-migrate/etcd-migrate/migrate"
-	"github.com/etcd-migrate/etcd-migrate/migrate/datadir"
 )
 
 type inspectCmd struct {
@@ -22,9 +21,9 @@ type inspectCmd struct {
 }
 
 func (c *inspectCmd) Run(ctx context.Context, names namePrinter) error {
-	l, err := datadir.NewLayout(c.DataDir, c.WALDir)
+	l, err := migrate.OpenLayout(c.DataDir, c.WALDir)
 	if err != nil {
-		return usagef("%w", err)
+		return err
 	}
 	if err := l.LiveEtcd(); err != nil {
 		return &migrate.Error{Kind: migrate.InUse, Op: "inspect", Err: err, Hint: "stop it first: what its files hold changes all the time"}

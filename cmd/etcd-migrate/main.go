@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -29,7 +30,7 @@ type cli struct {
 	Run      runCmd      `cmd:"" help:"Migrate the data dir if that is needed, then become etcd. The container's entrypoint."`
 	Migrate  migrateCmd  `cmd:"" help:"Migrate a data dir, and start nothing afterwards."`
 	Rollback rollbackCmd `cmd:"" help:"Bring a data dir back to an older version, keeping what was written since."`
-	Inspect  inspectCmd  `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing, and ends with 0 whatever is wrong."`
+	Inspect  inspectCmd  `cmd:"" help:"Show what a data dir holds, which etcd it belongs to, and what is wrong with it. Changes nothing, and ends with 0 whatever is wrong with the data, if it can be read."`
 	Plan     planCmd     `cmd:"" help:"Show what migrate would do. Refuses what a migration would, and changes nothing."`
 	Rehearse rehearseCmd `cmd:"" help:"Migrate a copy of the data dir, and show what it takes. Refuses what a migration would, and changes nothing."`
 
@@ -163,7 +164,15 @@ func newParser(program string, args []string) (parser *kong.Kong, showKeys *bool
 		return kong.Must(&c, options...), &c.ShowKeys, true
 	}
 	var c cli
-	return kong.Must(&c, options...), &c.ShowKeys, false
+	all := kong.Must(&c, options...)
+	for _, command := range all.Model.Children {
+		if command.Name == "rollback" {
+			for _, f := range command.Flags { // of migrate, and with nothing to say here
+				f.Hidden = f.Hidden || slices.Contains([]string{"allow-rollback", "ttl-keys-directory", "ttl"}, f.Name)
+			}
+		}
+	}
+	return all, &c.ShowKeys, false
 }
 
 const (
