@@ -123,7 +123,13 @@ func TestLeastPrivilege(t *testing.T) {
 		"--listen-peer-urls=http://127.0.0.1:0")
 	cmd.Env = []string{asSandbox + "=" + root}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
-	code, log := interruptAt(t, cmd, `"msg":"ready to serve client requests"`, 1, syscall.SIGTERM)
+	var serves, listens bool // to signals, which etcd does not handle before it says the second; either can come first
+	code, log := interruptFn(t, cmd, func(line string) bool {
+		before := serves && listens
+		serves = serves || strings.Contains(line, `"msg":"ready to serve client requests"`)
+		listens = listens || strings.Contains(line, `"notifying init daemon"`)
+		return serves && listens && !before
+	}, syscall.SIGTERM)
 	if code != 0 || !strings.Contains(log, "migration done") {
 		t.Fatalf("exits with %d:\n%s", code, log)
 	}
