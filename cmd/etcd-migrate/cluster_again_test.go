@@ -28,18 +28,7 @@ func TestClusterGivenUp(t *testing.T) {
 			c.start(m, "3.1")
 		}
 		c.killAllWhen("the members have agreed", 2, func(m *clusterMember) bool { return c.logHolds(m, "/1/_etcd-migrate/go") })
-		servers := c.boot("3.0", "--snapshot-count=5")
-		for i := range 30 {
-			if status, body, err := servers[0].V2(t.Context(), http.MethodPut, fmt.Sprintf("/since/%d", i), url.Values{"value": {"x"}}); err != nil || status >= 400 {
-				t.Fatalf("%d %s %v", status, body, err)
-			}
-		}
-		var err error
-		c.before, err = servers[0].ReadV2(t.Context(), pathtest.Hidden...)
-		must(t, err)
-		for _, s := range servers {
-			must(t, s.Stop())
-		}
+		c.writtenSince(30, "--snapshot-count=5")
 		c.passedBySnapshots()
 		for _, m := range c.members {
 			c.start(m, "3.1", "--step-timeout=60s")
@@ -58,18 +47,7 @@ func TestClusterGivenUp(t *testing.T) {
 				content, err := os.ReadFile(filepath.Join(m.dir, "etcd-migrate", "migration.json"))
 				return err == nil && bytes.Contains(content, []byte(noted))
 			})
-			servers := c.boot("3.0")
-			for i := range 10 {
-				if status, body, err := servers[0].V2(t.Context(), http.MethodPut, fmt.Sprintf("/since/%d", i), url.Values{"value": {"x"}}); err != nil || status >= 400 {
-					t.Fatalf("%d %s %v", status, body, err)
-				}
-			}
-			var err error
-			c.before, err = servers[0].ReadV2(t.Context(), pathtest.Hidden...)
-			must(t, err)
-			for _, s := range servers {
-				must(t, s.Stop())
-			}
+			c.writtenSince(10)
 			for _, m := range c.members {
 				c.start(m, "3.1", "--step-timeout=60s")
 			}
@@ -144,6 +122,29 @@ func TestClusterGivenUp(t *testing.T) {
 		}
 		c.arrived("3.5")
 	})
+}
+
+// writtenSince lets etcds 3.0 serve the v2 store again, and take n writes.
+func (c *etcdCluster) writtenSince(n int, flags ...string) {
+	c.t.Helper()
+	servers := c.boot("3.0", flags...)
+	for i := range n {
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+			status, body, err := servers[0].V2(c.t.Context(), http.MethodPut, fmt.Sprintf("/since/%d", i), url.Values{"value": {"x"}})
+			if err == nil && status < 400 {
+				break
+			}
+			if time.Now().After(deadline) { // they lose each other for a moment on a busy machine
+				c.t.Fatalf("%d %s %v", status, body, err)
+			}
+		}
+	}
+	var err error
+	c.before, err = servers[0].ReadV2(c.t.Context(), pathtest.Hidden...)
+	must(c.t, err)
+	for _, s := range servers {
+		must(c.t, s.Stop())
+	}
 }
 
 // TestClusterOneAtTheTarget: one member has been brought to the target while the others ran, and then all of them are shut

@@ -39,10 +39,6 @@ func (e *DivergedError) Error() string {
 		e.Self, e.Self.ID, e.Own.Hash, strings.Join(others, ", "), e.Revision, e.Own.Compact)
 }
 
-func behind(theirs, ours int64) error {
-	return fmt.Errorf("it has got to revision %d, and this member to %d", theirs, ours)
-}
-
 // HashSince is the first minor that tells its peers the hash of its store.
 var HashSince = versionfile.Minor{Major: 3, Minor: 4}
 
@@ -74,9 +70,7 @@ type Own struct {
 //
 // With wait set it insists: it waits for a peer that is not reachable or behind, until the context ends. A peer of a newer
 // minor has compared itself with us before it went there, and is passed over.
-func (p *Peers) Agree(
-	ctx context.Context, minor versionfile.Minor, wait bool, own Own,
-) (Agreement, error) {
+func (p *Peers) Agree(ctx context.Context, minor versionfile.Minor, wait bool, own Own) (Agreement, error) {
 	var a Agreement
 	left := p.Members()
 	ahead := map[string]int64{}     // the revision that a peer had got to when we had not, by ID
@@ -151,4 +145,8 @@ func (p *Peers) Agree(
 		case <-time.After(agreePause):
 		}
 	}
+}
+
+func behind(theirs, ours int64) error {
+	return fmt.Errorf("it has got to revision %d, and this member to %d", theirs, ours)
 }
